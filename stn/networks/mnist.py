@@ -1,0 +1,109 @@
+"""The classifiers of A.4 for distorted MNIST, with and without a spatial transformer, sized by a parameter budget."""
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from stn.localisation import num_features
+from stn.transformer import SpatialTransformer
+from stn.transforms import Transform
+
+Shape = tuple[int, ...]
+Localisation = Callable[[Shape, Transform], nn.Module]
+
+
+def fcn(in_shape: Shape, width: int, classes: int) -> nn.Sequential:
+    """A.4's FCN: two hidden layers of `width` units, then the classifier."""
+    n_in = torch.Size(in_shape).numel()
+    return nn.Sequential(
+        nn.Flatten(),
+        nn.Linear(n_in, width),
+        nn.ReLU(),
+        nn.Linear(width, width),
+        nn.ReLU(),
+        nn.Linear(width, classes),
+    )
+
+
+def cnn(in_shape: Shape, width: int, classes: int) -> nn.Sequential:
+    """A.4's CNN: conv 9x9 - max 2 - conv 7x7 - max 2 - classifier, `width` filters each, stride 1, no padding.
+
+    The pools keep a last odd row (ceil mode), without which the 21 x 21 map of RTS would end empty.  ReLU stands behind
+    the pool: the same function on a quarter of the map.
+    """
+    features = nn.Sequential(
+        nn.Conv2d(in_shape[0], width, 9),
+        nn.MaxPool2d(2, ceil_mode=True),
+        nn.ReLU(),
+        nn.Conv2d(width, width, 7),
+        nn.MaxPool2d(2, ceil_mode=True),
+        nn.ReLU(),
+        nn.Flatten(),
+    )
+    return nn.Sequential(features, nn.Linear(num_features(features, in_shape), classes))
+
+
+class StClassifier(nn.Module):
+    """A spatial transformer on the input, its output averaged by `pool`, then a classifier that sees V alone."""
+
+    def __init__(self, transformer: SpatialTransformer, pool: int, classifier: nn.Module):
+        super().__init__()
+        self.transformer = transformer
+        self.pool = nn.AvgPool2d(pool) if pool > 1 else nn.Identity()
+        self.classifier = classifier
+
+    def forward(self, u: Float[Tensor, "b c h w"]) -> Float[Tensor, "b k"]:
+        return self.classifier(self.pool(self.transformer(u)))
+
+
+def num_params(network: nn.Module) -> int:
+    """Trainable parameters."""
+    return sum(p.numel() for p in network.parameters() if p.requires_grad)
+
+
+def solve_width(build: Callable[[int], nn.Module], budget: int) -> int:
+    """The largest width whose network has at most `budget` trainable parameters, which have to grow with the width."""
+
+    def cost(width: int) -> int:
+        with torch.device("meta"):
+            return num_params(build(width))
+
+    if cost(1) > budget:
+        raise ValueError(f"budget={budget} is too small: with a width of 1 this network has {cost(1)} parameters already")
+    low, high = 1, 2
+    while cost(high) <= budget:
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if cost(middle) <= budget else (low, middle)
+    return low
+
+
+def build(
+    in_shape: Shape,
+    classes: int,
+    budget: int,
+    classifier: Callable[[Shape, int, int], nn.Module],
+    localisation: Localisation | None = None,
+    transform: Transform | None = None,
+    kernel: str = "bilinear",
+) -> nn.Module:
+    """A network of Table 1 with as much width as the budget allows, the localisation network counted in.
+
+    Without a localisation it is the plain classifier.  With one, a spatial transformer stands before it, whose output
+    is averaged by 2 where the canvas is larger than a digit (RTS, TC; A.4).
+    """
+    if localisation is None:
+        return classifier(in_shape, solve_width(lambda w: classifier(in_shape, w, classes), budget), classes)
+    if transform is None:
+        raise ValueError("a localisation needs a transform to predict: choose one of conf/transform")
+    pool = 2 if in_shape[-1] > 28 else 1
+    seen = (in_shape[0], *(side // pool for side in in_shape[1:]))
+
+    def whole(width: int) -> nn.Module:
+        transformer = SpatialTransformer(localisation(in_shape, transform), transform, kernel=kernel)
+        return StClassifier(transformer, pool, classifier(seen, width, classes))
+
+    return whole(solve_width(whole, budget))

@@ -1,0 +1,186 @@
+"""One run from its config to its record: the only place where Hydra instantiates."""
+
+import json
+import logging
+import os
+import platform
+import subprocess
+from datetime import datetime, timezone
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from filelock import FileLock, Timeout
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from stn.networks.mnist import num_params
+from stn.results import records
+from stn.training import checkpoint
+from stn.training.classification import Classification, Diverged
+from stn.training.health import Health
+from stn.training.logs import Log
+from stn.training.progress import Progress
+
+log = logging.getLogger(__name__)
+PACKAGES = ("torch", "torchvision", "pytorch-lightning", "hydra-core", "wandb", "numpy")
+PROBE = 8  # test images whose warp is drawn
+
+
+def run(cfg: DictConfig, overrides: list[str]) -> records.Record:
+    """Train, test and record what `cfg` says, or go on with it, or return its record if it is finished.
+
+    Raises ValueError on a config that cannot be run, Diverged (after recording it) where the loss is no number.
+    """
+    config: Any = OmegaConf.to_container(cfg, resolve=True)
+    identity = records.identity_config(config)
+    name = run_name(identity)
+    folder = Path(cfg.runs_dir) / name
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / "lock")
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise ValueError(f"another process is at this run already: {folder}; wait for it, or change a setting") from None
+    except OSError as error:
+        raise ValueError(f"cannot write the run folder {folder} ({error.strerror}): set runs_dir to one that you can") from None
+    with lock:
+        result = folder / "result.json"
+        if result.exists():
+            record = records.read(result)
+            log.info("%s: %s already, in %s", name, summary(record), folder)
+            if record["status"] == "failed":
+                raise RuntimeError(f"{name} failed before: {record['failure']}; delete {folder} to try again")
+            return record
+        return _train(cfg, config, identity, overrides, folder)
+
+
+def run_name(identity: dict[str, Any]) -> str:
+    """A name for people and the identity's digits for machines; the run's folder and its W&B run are called so."""
+    parts = [identity["experiment_name"], *([d] if (d := identity["data"].get("distortion")) else [])]
+    return "-".join([*parts, identity["schedule_name"], f"seed{identity['seed']}", records.identity(identity)])
+
+
+def summary(record: records.Record) -> str:
+    """finished, test/error 1.23 % / failed: why."""
+    if record["status"] == "failed":
+        return f"failed: {record['failure']}"
+    return "finished, " + ", ".join(f"{key} {value:.2f} %" for key, value in record["metrics"].items())
+
+
+def _train(
+    cfg: DictConfig, config: dict[str, Any], identity: dict[str, Any], overrides: list[str], folder: Path
+) -> records.Record:
+    if cfg.threads is not None:
+        torch.set_num_threads(cfg.threads)
+    pl.seed_everything(cfg.seed, verbose=False)
+    schedule = instantiate(cfg.schedule)
+    data = instantiate(cfg.data)
+    network = instantiate(cfg.model, in_shape=data.in_shape, classes=data.classes)
+    module = Classification(network, data, schedule, cfg.seed, cfg.precision)
+    (folder / "config.json").write_text(json.dumps(config, indent=1))
+    log.info(
+        "%s: %d parameters, %d steps of %d images; everything goes to %s",
+        folder.name, num_params(network), schedule.steps, schedule.batch_size, folder,
+    )  # fmt: skip
+
+    probe = data.test.tensors[0][:PROBE, None].float() / 255
+    saver = checkpoint.Checkpoint(folder / "checkpoint.ckpt", cfg.checkpoint_every_s)
+    logger = _logger(cfg, config, folder)
+    trainer = pl.Trainer(
+        max_epochs=schedule.blocks,
+        accelerator={"auto": "auto", "cpu": "cpu", "cuda": "gpu"}[cfg.device],
+        devices=1,
+        logger=logger or False,
+        callbacks=[Health(probe), Log(probe, cfg.pictures), saver, *([Progress(folder.name)] if cfg.progress else [])],
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=folder,
+    )
+    resume = None
+    if saver.path.exists():
+        checkpoint.check(saver.path)
+        resume = saver.path
+        log.info("%s: goes on from %s", folder.name, saver.path)
+
+    record = {
+        "version": records.VERSION,
+        "experiment": cfg.experiment_name,
+        "schedule": cfg.schedule_name,
+        "seed": cfg.seed,
+        "budget": cfg.budget,
+        "overrides": overrides,
+        "config": identity,
+        "made_data": False,
+        "params": num_params(network),
+        "steps": schedule.steps,
+        "versions": {package: version(package) for package in PACKAGES} | {"python": platform.python_version()},
+        "device": torch.cuda.get_device_name() if trainer.accelerator.__class__.__name__.startswith("CUDA") else cpu_name(),
+        "threads": torch.get_num_threads(),
+        **git_state(),
+        "data_sha256": data.checksums(),
+    }
+    try:
+        trainer.fit(module, ckpt_path=resume, weights_only=True)
+        if trainer.interrupted:
+            raise KeyboardInterrupt
+        saver.save(trainer)
+        (test,) = trainer.test(module, verbose=False)
+        record |= {"status": "finished", "metrics": {key: round(value, 4) for key, value in test.items()}}
+    except Diverged as error:
+        record |= {"status": "failed", "failure": str(error), "failed_step": error.step, "metrics": {}}
+        raise
+    finally:
+        if "status" in record:
+            record |= {
+                "curve": module.curve,
+                "seconds": round(module.seconds, 2),
+                "samples_per_s": round(schedule.steps * schedule.batch_size / module.seconds) if module.seconds else None,
+                "finished_at": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            }
+            if record["status"] == "finished":
+                torch.save(network.state_dict(), folder / "weights.pt")
+            records.write(folder / "result.json", record)
+            log.info("%s: %s, in %s", folder.name, summary(record), folder)
+        if logger is not None:
+            logger.experiment.summary.update({"params": record["params"], "status": record.get("status", "stopped")})
+            logger.experiment.finish(exit_code=0 if record.get("status") == "finished" else 1, quiet=True)
+    return record
+
+
+def _logger(cfg: DictConfig, config: dict[str, Any], folder: Path) -> Any:
+    """The W&B run of this folder: its id is the run's name, its group the table; offline where no account is set up."""
+    if cfg.logger is None:
+        return None
+    import wandb
+
+    offline = os.environ.get("WANDB_MODE") == "offline" or not wandb.api.api_key
+    table = cfg.get("table")
+    return instantiate(cfg.logger, _partial_=True)(
+        offline=offline, settings=wandb.Settings(silent=True), id=folder.name, name=folder.name, save_dir=folder, resume="allow", config=config,
+        group=table.name if table else cfg.experiment_name,
+    )  # fmt: skip
+
+
+def cpu_name() -> str:
+    """The processor's name as the system gives it."""
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def git_state() -> dict[str, Any]:
+    """The commit that this code is at and whether it was changed since; None where it is no checkout."""
+
+    def git(*words: str) -> str | None:
+        done = subprocess.run(["git", *words], capture_output=True, text=True, cwd=Path(__file__).parent)
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    status = git("status", "--porcelain", "--untracked-files=no")
+    return {"commit": git("rev-parse", "HEAD"), "dirty": None if status is None else bool(status)}

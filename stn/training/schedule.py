@@ -1,0 +1,73 @@
+"""How a network is trained: steps, batch, and the learning rate over the steps."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+
+@dataclass(frozen=True)
+class StepDecay:
+    """lr x `factor` every `every` steps (A.4: 0.1 every 50k)."""
+
+    every: int
+    factor: float
+
+    def __call__(self, step: int, steps: int) -> float:
+        return self.factor ** (step // self.every)
+
+
+@dataclass(frozen=True)
+class OneCycle:
+    """Half a cosine from 4 % up to the peak over the first `warmup` of the steps, and one down to 0 over the rest."""
+
+    warmup: float
+
+    def __call__(self, step: int, steps: int) -> float:
+        done = step / steps
+        if done < self.warmup:
+            return 0.04 + 0.96 * (1 - math.cos(math.pi * done / self.warmup)) / 2
+        return (1 + math.cos(math.pi * (done - self.warmup) / (1 - self.warmup))) / 2
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """SGD with momentum; the unit of `steps` is one batch.  Raises ValueError on values that cannot be trained with."""
+
+    steps: int
+    batch_size: int
+    lr: float
+    lr_factor: Callable[[int, int], float]
+    momentum: float
+    weight_decay: float
+    localisation_lr: float
+    block_steps: int
+
+    def __post_init__(self) -> None:
+        for key in ("steps", "batch_size", "block_steps"):
+            if getattr(self, key) < 1:
+                raise ValueError(f"schedule.{key}={getattr(self, key)} has to be 1 or more")
+        for key in ("lr", "momentum", "weight_decay", "localisation_lr"):
+            if getattr(self, key) < 0:
+                raise ValueError(f"schedule.{key}={getattr(self, key)} has to be 0 or more")
+
+    @property
+    def blocks(self) -> int:
+        """How many blocks the steps make; the last may be shorter."""
+        return math.ceil(self.steps / self.block_steps)
+
+    def optimizer(self, network: nn.Module) -> torch.optim.SGD:
+        """SGD over two groups: the localisation networks at localisation_lr x lr, the rest at lr."""
+        named = list(network.named_parameters())
+        localisation = [p for name, p in named if "localisation" in name.split(".")]
+        rest = [p for name, p in named if "localisation" not in name.split(".")]
+        groups = [{"params": rest, "lr": self.lr}]
+        if localisation:
+            groups.append({"params": localisation, "lr": self.lr * self.localisation_lr})
+        return torch.optim.SGD(groups, momentum=self.momentum, weight_decay=self.weight_decay, fused=True)
+
+    def scheduler(self, optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LambdaLR:
+        """Sets every group's rate before each step."""
+        return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self.lr_factor(step, self.steps))

@@ -1,0 +1,98 @@
+"""The spatial transformer (Sect. 3, Figure 2): localisation network, grid generator and sampler in one module."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from stn.sampler import KERNELS, regular_grid, sample
+from stn.transforms import Transform
+
+
+class SpatialTransformer(nn.Module):
+    """V = sample(U, T_theta(G)) with theta = f_loc(U); any depth, any number, in series or in parallel.
+
+    `localisation` is any module from u (B, C, H, W) to theta (B, P), best ending in `stn.localisation.Regression`, which
+    starts it at the identity; `transform` any transform of `stn.transforms`; `out_size` the (H', W') of V, None for that
+    of U.  With a volume (B, C, D, H, W) and `Affine3d` it works in 3D.
+
+        v = st(u)                                       # V alone
+        v, theta = st(u, return_theta=True)             # theta for the rest of the network
+        theta = st.localisation(u); v = st.warp(u, theta)   # the two halves
+    """
+
+    def __init__(
+        self,
+        localisation: nn.Module,
+        transform: Transform,
+        out_size: tuple[int, ...] | None = None,
+        kernel: str = "bilinear",
+    ):
+        super().__init__()
+        if kernel not in KERNELS:
+            raise ValueError(f"unknown kernel {kernel!r}: choose one of {', '.join(KERNELS)}")
+        if out_size is not None and (len(out_size) != transform.dims or min(out_size) < 1):
+            raise ValueError(
+                f"{type(transform).__name__} needs an out_size of {transform.dims} positive numbers, got {tuple(out_size)}"
+            )
+        self.localisation = localisation
+        self.transform = transform
+        self.out_size = None if out_size is None else tuple(out_size)
+        self.kernel = kernel
+
+    def forward(
+        self, u: Float[Tensor, "b c *size"], return_theta: bool = False
+    ) -> Float[Tensor, "b c *out"] | tuple[Float[Tensor, "b c *out"], Float[Tensor, "b p"]]:
+        theta = self.localisation(u)
+        v = self.warp(u, theta)
+        return (v, theta) if return_theta else v
+
+    def warp(self, u: Float[Tensor, "b c *size"], theta: Float[Tensor, "b p"]) -> Float[Tensor, "b c *out"]:
+        """V for a given theta; grid and theta in float32 at least, under autocast too."""
+        if u.dim() != self.transform.dims + 2:
+            raise ValueError(
+                f"{type(self.transform).__name__} warps u with {self.transform.dims + 2} dimensions "
+                f"(B, C, {'D, ' * (self.transform.dims - 2)}H, W), got u {tuple(u.shape)}"
+            )
+        size = self.out_size or tuple(u.shape[2:])
+        theta = theta.to(torch.promote_types(theta.dtype, torch.float32))
+        source = self.transform(theta, regular_grid(size, theta.dtype, theta.device))
+        return sample(u, source, size, self.kernel)
+
+
+@dataclass(frozen=True)
+class Warp:
+    """What one spatial transformer did to a batch; `name` is its place in the network, as in `named_modules`."""
+
+    name: str
+    u: Tensor
+    theta: Tensor
+    source: Tensor
+    v: Tensor
+
+
+def trace(network: nn.Module, u: Tensor) -> list[Warp]:
+    """Run network(u) without gradients and return what every SpatialTransformer in it did, in the order of the calls."""
+    warps: list[Warp] = []
+    handles = []
+    for name, module in network.named_modules():
+        if isinstance(module, SpatialTransformer):
+            seen: dict[str, Tensor] = {}
+
+            def in_transform(_, inputs, source, seen=seen):
+                seen["theta"], seen["source"] = inputs[0], source
+
+            def in_transformer(_, inputs, output, seen=seen, name=name):
+                v = output[0] if isinstance(output, tuple) else output
+                warps.append(Warp(name, inputs[0], seen["theta"], seen["source"], v))
+
+            handles += [module.transform.register_forward_hook(in_transform)]
+            handles += [module.register_forward_hook(in_transformer)]
+    try:
+        with torch.no_grad():
+            network(u)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return warps
