@@ -7,14 +7,18 @@ python run.py table=table1 schedule=fast seed=0,1,2
 import logging
 import os
 import sys
+from pathlib import Path
+from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
+from hydra.errors import ConfigCompositionException, HydraException, InstantiationException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands errors on to us, and we say them in one line
+CONF = Path(__file__).parent / "conf"
 
 
 def bf16_where_fast() -> str:
@@ -29,20 +33,72 @@ def bf16_where_fast() -> str:
 OmegaConf.register_new_resolver("bf16_where_fast", bf16_where_fast, use_cache=True)
 
 
+def check_keys(cfg: Any, choices: dict[str, str | None]) -> None:
+    """Raise ValueError on a key that neither conf/config.yaml nor a chosen group's file has.
+
+    Hydra checks the command line, but adds whatever key an experiment file holds.
+    """
+    known: Any = OmegaConf.load(CONF / "config.yaml")
+    for group, option in choices.items():
+        file = CONF / group / f"{option}.yaml"
+        if group != "experiment" and file.is_file():
+            content = OmegaConf.load(file)
+            known = OmegaConf.merge(known, content if "@package _global_" in file.read_text() else {group: content})
+
+    def compare(node: Any, allowed: Any, path: str) -> None:
+        if not isinstance(node, dict):
+            return
+        for key, value in node.items():
+            if not isinstance(allowed, dict) or key not in allowed:
+                valid = ", ".join(map(str, allowed)) if isinstance(allowed, dict) else "none"
+                raise ValueError(f"unknown key {path}{key} in experiment={choices.get('experiment')}: valid here: {valid}")
+            if not isinstance(allowed[key], str):  # an interpolation stands for a whole group
+                compare(value, allowed[key], f"{path}{key}.")
+
+    compare(OmegaConf.to_container(cfg), OmegaConf.to_container(known), "")
+
+
+def one_line(error: BaseException) -> str:
+    """What is wrong, in one line: the cause where Hydra only wraps it, the valid keys where one is unknown."""
+    cause = error.__cause__
+    if isinstance(error, InstantiationException) and cause is not None:
+        return one_line(cause)
+    if isinstance(error, ConfigCompositionException) and isinstance(cause, OmegaConfBaseException):
+        if cause.parent_node is not None and cause.full_key:
+            return f"unknown key {cause.full_key}: valid here: {', '.join(map(str, cause.parent_node))}"
+    return " ".join(str(error).split("Config search path")[0].split())
+
+
+EXPECTED = (HydraException, OmegaConfBaseException, ValueError, OSError, ArithmeticError)  # anything else is a bug of ours
+
+
 @hydra.main(config_path="conf", config_name="config", version_base="1.3")
 def main(cfg: DictConfig) -> None:
-    from stn.training.job import run
-
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     for quiet in ("pytorch_lightning", "wandb"):
-        logging.getLogger(quiet).setLevel(logging.WARNING)
-    run(cfg, list(HydraConfig.get().overrides.task))
+        logging.getLogger(quiet).setLevel(logging.ERROR)
+    hydra_config = HydraConfig.get()
+    try:
+        check_keys(cfg, hydra_config.runtime.choices)
+        if cfg.experiment_name is None:
+            names = ", ".join(sorted(file.stem for file in (CONF / "experiment").glob("*.yaml")))
+            raise ValueError(f"no experiment: python run.py experiment=NAME, with NAME one of {names}")
+        from stn.training.job import run  # what an error or --help does not need is not loaded
+
+        run(cfg, list(hydra_config.overrides.task))
+    except EXPECTED as error:
+        if os.environ.get("STN_DEBUG"):
+            raise
+        if hydra_config.mode == RunMode.RUN:
+            sys.exit(f"error: {one_line(error)}")
+        logging.error("error: %s", one_line(error))  # the sweep goes on; Hydra raises the first error at its end
+        raise
 
 
 if __name__ == "__main__":
     try:
         main()
-    except (HydraException, OmegaConfBaseException, ValueError, OSError, RuntimeError, ArithmeticError) as error:
+    except EXPECTED as error:
         if os.environ.get("STN_DEBUG"):
             raise
-        sys.exit(f"error: {' '.join(str(error).split())}")
+        sys.exit(f"error: {one_line(error)}")

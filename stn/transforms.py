@@ -110,7 +110,9 @@ class Projective(nn.Module):
         check_shapes(self, theta, target)
         h = torch.cat([theta, torch.ones_like(theta[:, :1])], dim=1).view(-1, 3, 3)
         xy, z = linear_map(h, homogeneous(target)).mT.split([2, 1], dim=1)
-        return torch.where(z > 0, xy / z.clamp(min=self.min_z), self.out_of_image).mT
+        front = z > 0
+        inverse = torch.where(front, z.clamp(min=self.min_z).reciprocal(), 0)  # one division a point, not two
+        return (xy * inverse + self.out_of_image * ~front).mT
 
 
 class ThinPlateSpline(nn.Module):

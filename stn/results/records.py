@@ -57,11 +57,13 @@ def read(path: Path) -> Record:
 
 
 def read_all(*folders: Path) -> list[Record]:
-    """Every record below the folders; where two have the same identity, the one of the earlier folder."""
+    """Every record below the folders: `result.json` of a run, or any .json below a folder called records.
+
+    Where two have the same identity, the one of the earlier folder counts.
+    """
     found: dict[str, Record] = {}
     for folder in folders:
-        for path in sorted(folder.rglob("*.json")):
-            if path.name == "result.json" or folder.name == "records":
-                record = read(path)
-                found.setdefault(identity(record["config"]), record)
+        for path in sorted(folder.rglob("*.json" if folder.name == "records" else "result.json")):
+            record = read(path)
+            found.setdefault(identity(record["config"]), record)
     return list(found.values())

@@ -85,6 +85,7 @@ class Classification(pl.LightningModule):
         first = self.current_epoch * self.schedule.block_steps
         last = min(first + self.schedule.block_steps, self.schedule.steps)
         lr = optimizer.param_groups[0]["lr"]
+        parameters = list(self.network.parameters())
         losses, wrong = [], torch.zeros((), device=self.device)
         for _ in range(first, last):
             u, label = self.data.batch(self.schedule.batch_size, generator)
@@ -92,6 +93,8 @@ class Classification(pl.LightningModule):
             loss = F.cross_entropy(logits, label)
             optimizer.zero_grad()
             loss.backward()
+            if self.schedule.clip_norm is not None:
+                nn.utils.clip_grad_norm_(parameters, self.schedule.clip_norm)
             optimizer.step()
             scheduler.step()
             losses.append(loss.detach())

@@ -52,7 +52,7 @@ def run(cfg: DictConfig, overrides: list[str]) -> records.Record:
             record = records.read(result)
             log.info("%s: %s already, in %s", name, summary(record), folder)
             if record["status"] == "failed":
-                raise RuntimeError(f"{name} failed before: {record['failure']}; delete {folder} to try again")
+                raise ValueError(f"{name} failed before: {record['failure']}; delete {folder} to try again")
             return record
         return _train(cfg, config, identity, overrides, folder)
 
@@ -75,6 +75,7 @@ def _train(
 ) -> records.Record:
     if cfg.threads is not None:
         torch.set_num_threads(cfg.threads)
+    device = pick_device(cfg.device)
     pl.seed_everything(cfg.seed, verbose=False)
     schedule = instantiate(cfg.schedule)
     data = instantiate(cfg.data)
@@ -91,7 +92,7 @@ def _train(
     logger = _logger(cfg, config, folder)
     trainer = pl.Trainer(
         max_epochs=schedule.blocks,
-        accelerator={"auto": "auto", "cpu": "cpu", "cuda": "gpu"}[cfg.device],
+        accelerator="gpu" if device.type == "cuda" else "cpu",
         devices=1,
         logger=logger or False,
         callbacks=[Health(probe), Log(probe, cfg.pictures), saver, *([Progress(folder.name)] if cfg.progress else [])],
@@ -118,7 +119,7 @@ def _train(
         "params": num_params(network),
         "steps": schedule.steps,
         "versions": {package: version(package) for package in PACKAGES} | {"python": platform.python_version()},
-        "device": torch.cuda.get_device_name() if trainer.accelerator.__class__.__name__.startswith("CUDA") else cpu_name(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name(),
         "threads": torch.get_num_threads(),
         **git_state(),
         "data_sha256": data.checksums(),
@@ -147,7 +148,7 @@ def _train(
             log.info("%s: %s, in %s", folder.name, summary(record), folder)
         if logger is not None:
             logger.experiment.summary.update({"params": record["params"], "status": record.get("status", "stopped")})
-            logger.experiment.finish(exit_code=0 if record.get("status") == "finished" else 1, quiet=True)
+            logger.experiment.finish(exit_code=0 if record.get("status") == "finished" else 1)
     return record
 
 
@@ -157,12 +158,22 @@ def _logger(cfg: DictConfig, config: dict[str, Any], folder: Path) -> Any:
         return None
     import wandb
 
-    offline = os.environ.get("WANDB_MODE") == "offline" or not wandb.api.api_key
+    if "WANDB_MODE" not in os.environ and not wandb.login(prompt=False):
+        wandb.setup(settings=wandb.Settings(mode="offline"))
     table = cfg.get("table")
     return instantiate(cfg.logger, _partial_=True)(
-        offline=offline, settings=wandb.Settings(silent=True), id=folder.name, name=folder.name, save_dir=folder, resume="allow", config=config,
-        group=table.name if table else cfg.experiment_name,
+        id=folder.name, name=folder.name, save_dir=folder, config=config,
+        group=table.name if table else cfg.experiment_name, settings=wandb.Settings(silent=True),
     )  # fmt: skip
+
+
+def pick_device(name: str) -> torch.device:
+    """auto (CUDA where there is one), cpu or cuda."""
+    if name not in ("auto", "cpu", "cuda"):
+        raise ValueError(f"unknown device={name!r}: choose auto, cpu or cuda")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device=cuda, but PyTorch sees no CUDA device here: choose cpu or auto")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
 def cpu_name() -> str:

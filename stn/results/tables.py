@@ -1,0 +1,171 @@
+"""A table of the paper: what it reports (conf/table/*.yaml) beside what our records say."""
+
+import csv
+import statistics
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from stn.results.records import Record
+
+CSV_COLUMNS = ("row", "column", "schedule", "budget", "params", "n", "mean", "std", "paper", "made_data")
+# overrides that leave a run what its row says; with any other one it is an experiment of its own and in no table
+NEUTRAL = {"experiment", "table", "schedule", "seed", "budget", "runs_dir", "device", "threads", "checkpoint_every_s",
+           "pictures", "progress", "logger", "data.root", "precision"}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Table:
+    """One file of conf/table: rows are experiments, columns values of one key of the config, paper the printed figures."""
+
+    name: str
+    title: str
+    metric: str
+    column_key: str
+    columns: dict[str, str]
+    rows: dict[str, str]
+    paper: dict[str, dict[str, float]]
+    notes: list[str]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Our figures for one row and column under one schedule and budget; `failed` counts the runs without a figure."""
+
+    row: str
+    column: str
+    schedule: str
+    budget: int
+    params: int | None
+    values: list[float]
+    failed: int
+    paper: float | None
+    made_data: bool
+
+    @property
+    def mean(self) -> float | None:
+        return statistics.fmean(self.values) if self.values else None
+
+    @property
+    def std(self) -> float | None:
+        """The sample standard deviation over seeds, from two of them on."""
+        return statistics.stdev(self.values) if len(self.values) > 1 else None
+
+    def __str__(self) -> str:
+        if self.mean is None:
+            return "failed" if self.failed else "-"
+        spread = "" if self.std is None else f" ± {self.std:.2f} ({len(self.values)})"
+        return f"{self.mean:.2f}{spread}" + (f", {self.failed} failed" if self.failed else "")
+
+
+def load(path: Path) -> Table:
+    """The table in one file of conf/table."""
+    return Table(**yaml.safe_load(path.read_text())["table"])
+
+
+def _value(config: dict[str, Any], key: str) -> Any:
+    for part in key.split("."):
+        config = config[part]
+    return config
+
+
+def belongs(table: Table, record: Record) -> bool:
+    """Whether a record is one of this table's: one of its experiments, as it stands, in one of its columns."""
+    if record["experiment"] not in table.rows:
+        return False
+    keys = {override.split("=")[0].lstrip("+~") for override in record.get("overrides", [])}
+    foreign = {key for key in keys - NEUTRAL - {table.column_key} if not key.startswith("hydra")}
+    return not foreign and _value(record["config"], table.column_key) in table.columns
+
+
+def schedules(table: Table, records: list[Record]) -> list[tuple[str, int]]:
+    """The (schedule, budget) pairs that the table has records of, the longest schedule first."""
+    steps: dict[tuple[str, int], int] = {}
+    for record in records:
+        if belongs(table, record):
+            steps[record["schedule"], record["budget"]] = record["config"]["schedule"]["steps"]
+    return sorted(steps, key=lambda pair: (-steps[pair], pair))
+
+
+def cells(table: Table, records: list[Record], schedule: str, budget: int) -> list[Cell]:
+    """Every cell of the table, row by row; one without a record has no values."""
+    found: dict[tuple[str, str], list[Record]] = {}
+    for record in records:
+        if belongs(table, record) and (record["schedule"], record["budget"]) == (schedule, budget):
+            column = _value(record["config"], table.column_key)
+            found.setdefault((record["experiment"], column), []).append(record)
+    result = []
+    for experiment, row in table.rows.items():
+        for value, column in table.columns.items():
+            mine = found.get((experiment, value), [])
+            result.append(
+                Cell(
+                    row=row,
+                    column=column,
+                    schedule=schedule,
+                    budget=budget,
+                    params=mine[0]["params"] if mine else None,
+                    values=[r["metrics"][table.metric] for r in mine if r["status"] == "finished"],
+                    failed=sum(r["status"] == "failed" for r in mine),
+                    paper=table.paper.get(experiment, {}).get(value),
+                    made_data=any(r["made_data"] for r in mine),
+                )
+            )
+    return result
+
+
+def grid(table: Table, found: list[Cell]) -> list[list[str]]:
+    """The table as text, header first; a cell reads ours / paper's."""
+    rows = [["% error, ours / paper", *table.columns.values()]]
+    width = len(table.columns)
+    for i in range(0, len(found), width):
+        line = [f"{cell} / {'-' if cell.paper is None else cell.paper}" for cell in found[i : i + width]]
+        rows.append([found[i].row, *line])
+    return rows
+
+
+def describe(records: list[Record], table: Table, schedule: str, budget: int) -> str:
+    """One sentence: schedule, steps, budget, seeds, time."""
+    mine = [r for r in records if belongs(table, r) and (r["schedule"], r["budget"]) == (schedule, budget)]
+    finished = [r for r in mine if r["status"] == "finished"]
+    seeds = sorted({r["seed"] for r in finished})
+    steps = mine[0]["config"]["schedule"]["steps"]
+    hours = sum(r["seconds"] for r in finished) / 3600
+    devices = sorted({f"{r['device']}, {r['threads']} thread{'s' if r['threads'] > 1 else ''}" for r in finished})
+    return (
+        f"Schedule `{schedule}`: {steps:,} steps, at most {budget:,} trainable parameters in every model, "
+        f"seeds {', '.join(map(str, seeds))}; {len(finished)} runs, {hours:.1f} hours of training in all on {'; '.join(devices)}."
+    )
+
+
+def markdown(table: Table, records: list[Record]) -> str:
+    """One Markdown table per schedule and budget, each under a sentence that says what it shows."""
+    parts = []
+    for schedule, budget in schedules(table, records):
+        header, *body = grid(table, cells(table, records, schedule, budget))
+        lines = [header, ["---"] * len(header), *body]
+        parts.append(describe(records, table, schedule, budget))
+        parts.append("\n".join("| " + " | ".join(line) + " |" for line in lines))
+    if parts and table.notes:
+        parts.append("\n".join(f"- {note}" for note in table.notes))
+    return "\n\n".join(parts) or "No records yet."
+
+
+def write_csv(path: Path, table: Table, records: list[Record]) -> None:
+    """results/table<N>.csv: one line per row, column and schedule, in the columns `CSV_COLUMNS`."""
+    scratch = path.with_suffix(".tmp")
+    with open(scratch, "w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(CSV_COLUMNS)
+        for schedule, budget in schedules(table, records):
+            for cell in cells(table, records, schedule, budget):
+                line = (cell.row, cell.column, schedule, budget, cell.params, len(cell.values), _round(cell.mean),
+                        _round(cell.std), cell.paper, str(cell.made_data).lower())  # fmt: skip
+                writer.writerow(["" if value is None else value for value in line])
+    scratch.replace(path)
+
+
+def _round(value: float | None) -> float | None:
+    return None if value is None else round(value, 4)
