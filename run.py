@@ -7,6 +7,7 @@ python run.py table=table1 schedule=fast seed=0,1,2
 import logging
 import os
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,9 @@ def check_keys(cfg: Any, choices: dict[str, str | None]) -> None:
         for key, value in node.items():
             if not isinstance(allowed, dict) or key not in allowed:
                 valid = ", ".join(map(str, allowed)) if isinstance(allowed, dict) else "none"
-                raise ValueError(f"unknown key {path}{key} in experiment={choices.get('experiment')}: valid here: {valid}")
+                raise ValueError(
+                    f"unknown key {path}{key} in experiment={choices.get('experiment')}: valid here: {valid}"
+                )
             if not isinstance(allowed[key], str):  # an interpolation stands for a whole group
                 compare(value, allowed[key], f"{path}{key}.")
 
@@ -63,20 +66,27 @@ def one_line(error: BaseException) -> str:
     cause = error.__cause__
     if isinstance(error, InstantiationException) and cause is not None:
         return one_line(cause)
-    if isinstance(error, ConfigCompositionException) and isinstance(cause, OmegaConfBaseException):
-        if cause.parent_node is not None and cause.full_key:
-            return f"unknown key {cause.full_key}: valid here: {', '.join(map(str, cause.parent_node))}"
+    unknown = isinstance(error, ConfigCompositionException) and isinstance(cause, OmegaConfBaseException)
+    if unknown and cause.parent_node is not None and cause.full_key:
+        return f"unknown key {cause.full_key}: valid here: {', '.join(map(str, cause.parent_node))}"
     return " ".join(str(error).split("Config search path")[0].split())
 
 
-EXPECTED = (HydraException, OmegaConfBaseException, ValueError, OSError, ArithmeticError)  # anything else is a bug of ours
+EXPECTED = (
+    HydraException,
+    OmegaConfBaseException,
+    ValueError,
+    OSError,
+    ArithmeticError,
+)  # anything else is a bug of ours
 
 
 @hydra.main(config_path="conf", config_name="config", version_base="1.3")
 def main(cfg: DictConfig) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    for quiet in ("pytorch_lightning", "wandb"):
+    for quiet in ("hydra", "pytorch_lightning", "wandb"):
         logging.getLogger(quiet).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", r".*isinstance\(treespec, LeafSpec\)")  # Lightning 2.6 on PyTorch 2.15
     hydra_config = HydraConfig.get()
     try:
         check_keys(cfg, hydra_config.runtime.choices)

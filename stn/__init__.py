@@ -1,4 +1,4 @@
-"""Spatial Transformer Networks (Jaderberg et al., 2015): transformers for your own network, and the paper's experiments."""
+"""Spatial Transformer Networks (Jaderberg et al., 2015): the module for your own network, the paper's experiments."""
 
 from stn.sampler import regular_grid, sample
 from stn.transformer import SpatialTransformer, trace

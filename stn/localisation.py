@@ -1,5 +1,7 @@
 """Localisation networks f_loc (Sect. 3.1, A.4): the input feature map in, theta out."""
 
+from itertools import pairwise
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -45,7 +47,7 @@ def fully_connected(
     """A.4's localisation of an ST-FCN: fully connected layers of 32, 32, 32, then the regression of theta."""
     widths = [torch.Size(in_shape).numel(), *hidden]
     layers: list[nn.Module] = [nn.Flatten()]
-    for n_in, n_out in zip(widths, widths[1:], strict=False):
+    for n_in, n_out in pairwise(widths):
         layers += [nn.Linear(n_in, n_out), nn.ReLU()]
     return nn.Sequential(*layers, Regression(widths[-1], transform))
 

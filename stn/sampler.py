@@ -40,7 +40,8 @@ def sample(
     points is 0 everywhere, so nothing behind it learns where to look;
     `bicubic`, Keys' cubic convolution with a = -0.75, 2D only; it overshoots: V may leave the range of u.
 
-    Computed in float32 at least; V has the dtype of u.  Raises ValueError on an unknown kernel or shapes that do not fit.
+    Computed in float32 at least; V has the dtype of u.  Raises ValueError on an unknown kernel and on shapes that do
+    not fit.
     """
     dims = u.dim() - 2
     if kernel not in KERNELS:

@@ -1,6 +1,7 @@
 """The spatial transformer (Sect. 3, Figure 2): localisation network, grid generator and sampler in one module."""
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from jaxtyping import Float
@@ -13,9 +14,9 @@ from stn.transforms import Transform
 class SpatialTransformer(nn.Module):
     """V = sample(U, T_theta(G)) with theta = f_loc(U); any depth, any number, in series or in parallel.
 
-    `localisation` is any module from u (B, C, H, W) to theta (B, P), best ending in `stn.localisation.Regression`, which
-    starts it at the identity; `transform` any transform of `stn.transforms`; `out_size` the (H', W') of V, None for that
-    of U.  With a volume (B, C, D, H, W) and `Affine3d` it works in 3D.
+    `localisation` is any module from u (B, C, H, W) to theta (B, P), best ending in `stn.localisation.Regression`,
+    which starts it at the identity; `transform` any transform of `stn.transforms`; `out_size` the (H', W') of V, None
+    for that of U.  With a volume (B, C, D, H, W) and `Affine3d` it works in 3D.
 
         v = st(u)                                       # V alone
         v, theta = st(u, return_theta=True)             # theta for the rest of the network
@@ -34,7 +35,8 @@ class SpatialTransformer(nn.Module):
             raise ValueError(f"unknown kernel {kernel!r}: choose one of {', '.join(KERNELS)}")
         if out_size is not None and (len(out_size) != transform.dims or min(out_size) < 1):
             raise ValueError(
-                f"{type(transform).__name__} needs an out_size of {transform.dims} positive numbers, got {tuple(out_size)}"
+                f"{type(transform).__name__} needs an out_size of {transform.dims} positive numbers, "
+                f"got {tuple(out_size)}"
             )
         self.localisation = localisation
         self.transform = transform
@@ -73,7 +75,7 @@ class Warp:
 
 
 def trace(network: nn.Module, u: Tensor) -> list[Warp]:
-    """Run network(u) without gradients and return what every SpatialTransformer in it did, in the order of the calls."""
+    """Run network(u) without gradients; return what every SpatialTransformer in it did, in the order of the calls."""
     warps: list[Warp] = []
     handles = []
     for name, module in network.named_modules():
@@ -87,7 +89,7 @@ def trace(network: nn.Module, u: Tensor) -> list[Warp]:
                 v = output[0] if isinstance(output, tuple) else output
                 warps.append(Warp(name, inputs[0], seen["theta"], seen["source"], v))
 
-            handles += [module.transform.register_forward_hook(in_transform)]
+            handles += [cast(nn.Module, module.transform).register_forward_hook(in_transform)]
             handles += [module.register_forward_hook(in_transformer)]
     try:
         with torch.no_grad():

@@ -18,8 +18,9 @@ class Transform(Protocol):
 
     num_params: int
     dims: int
-    identity: tuple[float, ...]
 
+    @property
+    def identity(self) -> tuple[float, ...]: ...
     def __call__(self, theta: Tensor, target: Tensor) -> Tensor: ...
 
 
@@ -194,6 +195,7 @@ class LinearForm(nn.Module):
         check_shapes(self, theta, target)
         if len(target) != self.basis.shape[1]:
             raise ValueError(
-                f"this LinearForm has learnt B for {self.basis.shape[1]} target points, got target {tuple(target.shape)}"
+                f"this LinearForm has learnt B for {self.basis.shape[1]} target points, "
+                f"got target {tuple(target.shape)}"
             )
         return linear_map(theta.view(len(theta), 2, -1), self.basis)

@@ -105,17 +105,6 @@ def test_a_theta_that_is_no_number_shows(transform, size):
 
 
 @every_transform
-@pytest.mark.xfail(reason="the cached grid and TPS basis are inference tensors if first made in inference mode")
-def test_a_transform_first_used_in_inference_mode_can_be_trained_afterwards(transform, size):
-    regular_grid.cache_clear()
-    transform, theta = deepcopy(transform), near_identity(transform, torch.float32).requires_grad_()
-    with torch.inference_mode():
-        transform(theta, regular_grid(size))
-    transform(theta, regular_grid(size)).sum().backward()
-    assert theta.grad.any()
-
-
-@every_transform
 @pytest.mark.xfail(reason="view(0, d, -1) is ambiguous")
 def test_an_empty_batch_gives_an_empty_batch(transform, size):
     target = regular_grid(size)
@@ -247,6 +236,15 @@ def test_one_thin_plate_spline_serves_outputs_of_several_sizes():
     for size in [(6, 7), (7, 6), (3, 3), (6, 7)]:
         target = regular_grid(size, torch.float64)
         torch.testing.assert_close(transform(theta, target), ThinPlateSpline()(theta, target), atol=0, rtol=0)
+
+
+@pytest.mark.xfail(strict=True, reason="the basis that is kept is an inference tensor")
+def test_a_thin_plate_spline_first_used_in_inference_mode_can_be_trained_afterwards():
+    transform, target = ThinPlateSpline(), regular_grid((6, 7))
+    theta = near_identity(transform, torch.float32).requires_grad_()
+    with torch.inference_mode():
+        transform(theta, target)
+    transform(theta, target).sum().backward()
 
 
 def test_a_thin_plate_spline_through_one_point_is_refused():

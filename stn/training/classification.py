@@ -1,7 +1,7 @@
 """The LightningModule of every classification experiment, and its step engine.
 
-For networks of this size a trainer's work per step costs more than the step.  One Lightning epoch is therefore a block of
-`schedule.block_steps` SGD steps in a plain loop, with data that is made on the device; everything else of Lightning
+For networks of this size a trainer's work per step costs more than the step.  One Lightning epoch is therefore a block
+of `schedule.block_steps` SGD steps in a plain loop, with data that is made on the device; everything else of Lightning
 (checkpoints, callbacks, loggers, devices) works as usual, once per block.
 """
 
@@ -75,13 +75,14 @@ class Classification(pl.LightningModule):
         self.data.to(self.device)
 
     def train_dataloader(self) -> DataLoader:
-        return DataLoader([0], batch_size=None)  # one "batch" an epoch: the block
+        return DataLoader(range(1), batch_size=None)  # type: ignore[arg-type]  # one "batch" an epoch: the block
 
     def training_step(self, batch: int, batch_idx: int) -> None:
         start = time.perf_counter()
         generator = block_generator(self.seed, self.current_epoch, self.device)
         # the raw optimizer: Lightning's wrapper costs as much as a small network's step
-        optimizer, scheduler = self.optimizers(use_pl_optimizer=False), self.lr_schedulers()
+        optimizer: Any = self.optimizers(use_pl_optimizer=False)
+        scheduler: Any = self.lr_schedulers()
         first = self.current_epoch * self.schedule.block_steps
         last = min(first + self.schedule.block_steps, self.schedule.steps)
         lr = optimizer.param_groups[0]["lr"]

@@ -34,7 +34,7 @@ def measure(warp: Warp, identity: tuple[float, ...]) -> dict[str, float]:
 
 
 class Health(pl.Callback):
-    """Adds `<transformer>/det`, `/out_of_image` and `/theta_distance` to every block's entry; warns once at collapse."""
+    """Adds `<transformer>/det`, `/out_of_image`, `/theta_distance` to every block's entry; warns once at collapse."""
 
     def __init__(self, probe: Tensor):
         self.probe = probe
@@ -42,14 +42,14 @@ class Health(pl.Callback):
 
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx) -> None:
         identities = {
-            name: m.transform.identity for name, m in module.network.named_modules() if isinstance(m, SpatialTransformer)
+            name: m.transform.identity
+            for name, m in module.network.named_modules()
+            if isinstance(m, SpatialTransformer)
         }
         for warp in trace(module.network, self.probe.to(module.device)) if identities else ():
             health = measure(warp, identities[warp.name])
             module.curve[-1] |= {f"{warp.name}/{key}": value for key, value in health.items()}
-            if not self.warned and (
-                health["out_of_image"] > MAX_OUT_OF_IMAGE or abs(health["det"]) < MIN_DETERMINANT
-            ):
+            if not self.warned and (health["out_of_image"] > MAX_OUT_OF_IMAGE or abs(health["det"]) < MIN_DETERMINANT):
                 self.warned = True
                 log.warning(
                     "%s has collapsed at step %d: determinant %.3g, %.0f %% of its window outside of the image. "

@@ -43,9 +43,13 @@ def run(cfg: DictConfig, overrides: list[str]) -> records.Record:
         lock = FileLock(folder / "lock")
         lock.acquire(timeout=0)
     except Timeout:
-        raise ValueError(f"another process is at this run already: {folder}; wait for it, or change a setting") from None
+        raise ValueError(
+            f"another process is at this run already: {folder}; wait for it, or change a setting"
+        ) from None
     except OSError as error:
-        raise ValueError(f"cannot write the run folder {folder} ({error.strerror}): set runs_dir to one that you can") from None
+        raise ValueError(
+            f"cannot write the run folder {folder} ({error.strerror}): set runs_dir to one that you can"
+        ) from None
     with lock:
         result = folder / "result.json"
         if result.exists():
@@ -139,7 +143,9 @@ def _train(
             record |= {
                 "curve": module.curve,
                 "seconds": round(module.seconds, 2),
-                "samples_per_s": round(schedule.steps * schedule.batch_size / module.seconds) if module.seconds else None,
+                "samples_per_s": round(schedule.steps * schedule.batch_size / module.seconds)
+                if module.seconds
+                else None,
                 "finished_at": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             }
             if record["status"] == "finished":

@@ -1,17 +1,19 @@
 """Where a run and a sweep stand, and how long they will take."""
 
-import logging
 import time
-from math import prod
+from datetime import timedelta
+from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pytorch_lightning as pl
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 from tqdm import tqdm
 
-log = logging.getLogger(__name__)
+from stn.results.records import read_all, seconds_per_step
 
 
 class Progress(pl.Callback):
@@ -37,17 +39,44 @@ class Progress(pl.Callback):
 
 
 class SweepProgress(Callback):
-    """Before each job of a sweep: which of how many, and the time since the sweep began."""
+    """Before each job of a sweep: which of how many, what it is, the time since the start and about how long is left.
 
-    total = 0
+    The estimate is what the committed records of the same cells took a step, scaled by how this machine has done so far.
+    """
+
+    def __init__(self, records: str):
+        self.records = Path(records)
+        self.jobs: list[list[str]] = []
+        self.ran: list[tuple[float, float]] = []  # expected and real seconds of the jobs that had something to do
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        params = [f"{key}={value}" for key, value in config.hydra.sweeper.params.items()]
+        params = [f"{key}={value}" for key, value in (config.hydra.sweeper.params or {}).items()]
         overrides = OverridesParser.create().parse_overrides([*params, *config.hydra.overrides.task])
-        sweeps = {o.get_key_element(): len(list(o.sweep_iterator())) for o in overrides if o.is_sweep_override()}
-        self.total, self.start = prod(sweeps.values()), time.time()
+        ((*self.jobs,),) = BasicSweeper.split_arguments(overrides, None)
+        known = read_all(self.records)
+        costs = [seconds_per_step(known, job) for job in self.jobs]
+        mean = fmean([cost for cost in costs if cost] or [0])
+        self.expected = [config.schedule.steps * (cost or mean) for cost in costs]
+        self.start = time.time()
+        print(f"{len(self.jobs)} runs{self._left(0)}; finished ones are skipped, unfinished ones resumed", flush=True)
 
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
-        if self.total:
-            spent = time.strftime("%H:%M:%S", time.gmtime(time.time() - self.start))
-            print(f"[{config.hydra.job.num + 1} of {self.total}, {spent} since the start]", flush=True)
+        if self.jobs:
+            number = config.hydra.job.num
+            self.job_start = time.time()
+            spent = _clock(self.job_start - self.start)
+            print(f"[{number + 1} of {len(self.jobs)}] {' '.join(self.jobs[number])}: "
+                  f"{spent} since the start{self._left(number)}", flush=True)  # fmt: skip
+
+    def on_job_end(self, config: DictConfig, **kwargs: Any) -> None:
+        if self.jobs and (took := time.time() - self.job_start) > 5:  # else it was finished before
+            self.ran.append((self.expected[config.hydra.job.num], took))
+
+    def _left(self, number: int) -> str:
+        expected, took = map(sum, zip(*self.ran, strict=True)) if self.ran else (0.0, 0.0)
+        left = sum(self.expected[number:]) * (took / expected if expected else 1)
+        return f", about {_clock(left)} left" if left else ""
+
+
+def _clock(seconds: float) -> str:
+    return str(timedelta(seconds=round(seconds)))

@@ -1,0 +1,293 @@
+"""Speed, each side by side with its usual way in one run on this machine.  Ratios, medians of several rounds; no test.
+
+(a) distortions against albumentations, one thread each
+(b) training steps of the FCN through the engine against one Trainer call a step
+(c) ST-CNN Aff against the plain fp32 loop
+(d) FLOP/s in the CNN's step over the machine's GEMM rate
+(e) what the spatial transformer adds to its CNN
+"""
+
+import argparse
+import logging
+import os
+import statistics
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # it would ask a registry at import
+
+import albumentations as A
+import cv2
+import numpy as np
+import pytorch_lightning as pl
+import torch
+import torch.nn.functional as F
+from torch import Generator, Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from stn import Affine
+from stn.datasets.distortions import DISTORTIONS, distort
+from stn.datasets.mnist import DistortedMnist
+from stn.localisation import convolutional
+from stn.networks.mnist import build, cnn, fcn, num_params
+from stn.training.classification import Classification
+from stn.training.job import cpu_name
+from stn.training.schedule import OneCycle, Schedule
+
+ROOT = Path(__file__).parent.parent
+BATCH = 256
+BUDGET = 400_000
+
+
+def side_by_side(ways: dict[str, Callable[[], object]], rounds: int = 5, min_s: float = 0.3) -> dict[str, float]:
+    """Median seconds of one call of each way; the ways take turns, so that a busy machine slows all of them alike."""
+    repeats = {}
+    for name, way in ways.items():
+        way()
+        start = time.perf_counter()
+        way()
+        repeats[name] = max(1, round(min_s / (time.perf_counter() - start)))
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(rounds):
+        for name, way in ways.items():
+            start = time.perf_counter()
+            for _ in range(repeats[name]):
+                way()
+            seconds[name].append((time.perf_counter() - start) / repeats[name])
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def albumentations_pipeline(name: str) -> A.Compose:
+    """The nearest that albumentations offers, on one 28 x 28 image at a time."""
+    linear = {"interpolation": cv2.INTER_LINEAR, "fill": 0, "p": 1.0}
+    pad = A.PadIfNeeded(42, 42, border_mode=cv2.BORDER_CONSTANT, fill=0)
+    steps = {
+        "r": [A.Affine(rotate=(-90, 90), **linear)],
+        "rts": [pad, A.Affine(rotate=(-45, 45), scale=(0.7, 1.2), translate_px=(-7, 7), **linear)],
+        "p": [A.Affine(scale=(0.75, 1.0), **linear), A.Perspective(scale=(0.05, 0.18), keep_size=True, **linear)],
+        "e": [
+            A.Affine(scale=(0.75, 1.0), **linear),
+            A.ThinPlateSpline(scale_range=(0.05, 0.05), num_control_points=4, **linear),
+        ],
+    }
+    return A.Compose(steps[name])
+
+
+def bench_distortions() -> None:
+    digits = DistortedMnist(ROOT / "data", "r").digits
+    index = torch.arange(BATCH)
+    images = [image.numpy()[:, :, None] for image in digits[:BATCH]]
+    generator = Generator().manual_seed(0)
+    cv2.setNumThreads(1)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    print("\n(a) distortions, one thread            images/s    albumentations   ratio")
+    for name in DISTORTIONS:
+        ways: dict[str, Callable[[], object]] = {"ours": lambda name=name: distort(name, digits, index, generator)}
+        if name != "tc":  # albumentations has nothing like clutter
+            pipeline = albumentations_pipeline(name)
+            ways["theirs"] = lambda pipeline=pipeline: np.stack([pipeline(image=image)["image"] for image in images])
+        took = side_by_side(ways)
+        theirs = (
+            f"{BATCH / took['theirs']:12,.0f} {took['theirs'] / took['ours']:9.1f}x"
+            if "theirs" in took
+            else "           -"
+        )
+        print(f"    {name.upper():34s} {BATCH / took['ours']:9,.0f} {theirs}")
+    torch.set_num_threads(threads)
+
+
+class UsualWay(pl.LightningModule):
+    """What a tutorial does: one training_step a batch, the loss logged to the bar."""
+
+    def __init__(self, network: nn.Module):
+        super().__init__()
+        self.network = network
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.01, momentum=0.9)
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        loss = F.cross_entropy(self.network(batch[0]), batch[1])
+        self.log("train/loss", loss, prog_bar=True)
+        return loss
+
+
+class AlbumentationsDigits(torch.utils.data.Dataset):
+    """One digit at a time through albumentations, as a tutorial's data set has it."""
+
+    def __init__(self, data: DistortedMnist):
+        self.images, self.labels, self.pipeline = data.digits.numpy(), data.labels, albumentations_pipeline("r")
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, i: int) -> tuple[Tensor, Tensor]:
+        image = self.pipeline(image=self.images[i][:, :, None])["image"]
+        return torch.from_numpy(image).permute(2, 0, 1).float() / 255, self.labels[i]
+
+
+def trainer(epochs: int, **kwargs) -> pl.Trainer:
+    return pl.Trainer(max_epochs=epochs, logger=False, enable_checkpointing=False, enable_model_summary=False, **kwargs)
+
+
+def bench_engine(steps: int = 300) -> None:
+    data = DistortedMnist(ROOT / "data", "r")
+    plain = TensorDataset(data.digits[:, None].float() / 255, data.labels)  # no distortion at all: an upper bound
+    schedule = Schedule(steps, BATCH, 0.01, OneCycle(0.3), 0.9, 0.0, 1.0, None, 100)
+
+    def network() -> nn.Module:
+        return build(data.in_shape, 10, BUDGET, fcn)
+
+    def usual(dataset) -> Callable[[], object]:
+        loader = DataLoader(dataset, batch_size=BATCH, shuffle=True)
+        return lambda: trainer(1, limit_train_batches=steps).fit(UsualWay(network()), loader)
+
+    took = side_by_side(
+        {
+            "engine": lambda: trainer(schedule.blocks, enable_progress_bar=False).fit(
+                Classification(network(), data, schedule, 0, "fp32")
+            ),
+            "usual": usual(AlbumentationsDigits(data)),
+            "bare": usual(plain),
+        },
+        rounds=3,
+        min_s=0,
+    )
+    print(f"\n(b) FCN on R, {BUDGET:,} parameters, batch {BATCH}: training steps/s")
+    print(f"    ours, distortions on the fly           {steps / took['engine']:9.0f}")
+    for name, text in (("usual", "DataLoader + albumentations + Trainer"), ("bare", "the same without any distortion")):
+        print(f"    {text:38s} {steps / took[name]:9.0f} {took[name] / took['engine']:9.1f}x")
+
+
+class PlainStn(nn.Module):
+    """A spatial transformer as the tutorials write it, around the same two networks."""
+
+    def __init__(self, localisation: nn.Module, classifier: nn.Module):
+        super().__init__()
+        self.localisation, self.classifier = localisation, classifier
+
+    def forward(self, u: Tensor) -> Tensor:
+        grid = F.affine_grid(self.localisation(u).view(-1, 2, 3), list(u.shape), align_corners=False)
+        return self.classifier(F.grid_sample(u, grid, align_corners=False))
+
+
+def training_step(network: nn.Module, batches: Iterator[tuple[Tensor, Tensor]], bf16: bool) -> Callable[[], object]:
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9, fused=bf16)
+    parameters = list(network.parameters())
+
+    def step() -> None:
+        u, label = next(batches)
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            loss = F.cross_entropy(network(u).float(), label)
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+
+    return step
+
+
+def fresh(data: DistortedMnist) -> Iterator[tuple[Tensor, Tensor]]:
+    generator = Generator().manual_seed(0)
+    while True:
+        yield data.batch(BATCH, generator)
+
+
+def bench_st_cnn() -> None:
+    data = DistortedMnist(ROOT / "data", "r")
+    ours = build(data.in_shape, 10, BUDGET, cnn, convolutional, Affine()).to(memory_format=torch.channels_last)
+    theirs = build(data.in_shape, 10, BUDGET, cnn, convolutional, Affine())
+    baseline = build(data.in_shape, 10, BUDGET, cnn).to(memory_format=torch.channels_last)
+    took = side_by_side(
+        {
+            "ours": training_step(ours, fresh(data), True),
+            "plain": training_step(PlainStn(theirs.transformer.localisation, theirs.classifier), fresh(data), False),
+            "cnn": training_step(baseline, fresh(data), True),
+        },
+        min_s=1,
+    )
+    print(f"\n(c) ST-CNN Aff, 28 px, {num_params(ours):,} parameters, ms a step of {BATCH}")
+    print(f"    ours, bf16 and channels_last           {1e3 * took['ours']:9.1f}")
+    print(f"    F.affine_grid + F.grid_sample in fp32  {1e3 * took['plain']:9.1f} {took['plain'] / took['ours']:9.1f}x")
+    print(f"\n(e) the CNN of {num_params(baseline):,} parameters      {1e3 * took['cnn']:9.1f}")
+    print(f"    the spatial transformer adds           {100 * (took['ours'] / took['cnn'] - 1):9.1f} %")
+
+
+def gemm_rate(dtype: torch.dtype, n: int = 2048) -> float:
+    """FLOP/s of an n x n x n matrix product."""
+    a, b = torch.randn(n, n).to(dtype), torch.randn(n, n).to(dtype)
+    return 2 * n**3 / side_by_side({"gemm": lambda: a @ b})["gemm"]
+
+
+def conv_flops(network: nn.Module, u: Tensor) -> list[tuple[str, nn.Module, Tensor, int]]:
+    """Every convolution and linear layer with its input and the FLOPs of its forward pass on u."""
+    layers: list[tuple[str, nn.Module, Tensor, int]] = []
+
+    def count(name: str):
+        def hook(module, inputs, output):
+            per_output = module.weight[0].numel()
+            layers.append((name, module, inputs[0].detach(), 2 * per_output * output.numel()))
+
+        return hook
+
+    hooks = [
+        m.register_forward_hook(count(n)) for n, m in network.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)
+    ]
+    with torch.no_grad():
+        network(u)
+    for hook in hooks:
+        hook.remove()
+    return layers
+
+
+def bench_flops() -> None:
+    print("\n(d) the CNN's training step at the GEMM rate of its precision")
+    print("        precision  GFLOP a step    ms   GFLOP/s   GEMM   share   forward of each layer (share of GEMM)")
+    for precision in ("bf16", "fp32"):
+        dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+        gemm = gemm_rate(dtype)
+        for name in ("r", "rts", "tc"):
+            data = DistortedMnist(ROOT / "data", name)
+            network = build(data.in_shape, 10, BUDGET, cnn).to(memory_format=torch.channels_last)
+            u, label = next(fresh(data))
+            layers = conv_flops(network, u)
+            # forward, gradient of the weights, and gradient of the input but for the first layer
+            flops = sum((2 if i == 0 else 3) * n for i, (*_, n) in enumerate(layers))
+
+            def once(u=u, label=label) -> Iterator[tuple[Tensor, Tensor]]:
+                while True:
+                    yield u, label
+
+            bf16 = precision == "bf16"
+            seconds = side_by_side({"step": training_step(network, once(), bf16)}, rounds=3)["step"]
+            shares = []
+            for layer_name, module, inputs, n in layers:
+                with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+                    forward = partial(module, inputs.to(dtype))
+                    layer_s = side_by_side({"forward": forward}, rounds=3, min_s=0.1)["forward"]
+                shares.append(f"{layer_name} {n / layer_s / gemm:.2f}")
+            rate = flops / seconds
+            print(f"    {u.shape[-1]:2d} px  {precision} {flops / 1e9:12.1f} {1e3 * seconds:7.1f} {rate / 1e9:9.0f} "
+                  f"{gemm / 1e9:6.0f} {rate / gemm:6.2f}   {', '.join(shares)}", flush=True)  # fmt: skip
+
+
+PARTS = {"a": bench_distortions, "b": bench_engine, "c": bench_st_cnn, "d": bench_flops}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="*", choices=list(PARTS), help="which (default: all; c shows e as well)")
+    options = parser.parse_args()
+    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="pytorch_lightning")
+    print(f"{cpu_name()}, {torch.get_num_threads()} threads, PyTorch {torch.__version__}; about five minutes")
+    for part in options.parts or PARTS:
+        PARTS[part]()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,154 @@
+"""Every experiment and table of conf/: composed as run.py composes it, built, and begun."""
+
+import runpy
+from pathlib import Path
+
+import hydra
+import pytest
+import torch
+import torch.nn.functional as F
+import yaml
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.utils import instantiate
+from omegaconf import OmegaConf, open_dict
+
+from stn.networks.mnist import num_params
+
+ROOT = Path(__file__).parent.parent
+EXPERIMENTS = sorted(file.stem for file in (ROOT / "conf/experiment").glob("*.yaml"))
+SCHEDULES = sorted(file.stem for file in (ROOT / "conf/schedule").glob("*.yaml"))
+TABLES = sorted(file.stem for file in (ROOT / "conf/table").glob("*.yaml"))
+CANVAS_PX = {"r": 28, "rts": 42, "p": 28, "e": 28, "tc": 60}
+TABLE1 = {  # R, RTS, P, E, TC; which transforms the 2.0 of an ST-FCN and the 1.7 of an ST-CNN on TC had is not said
+    "FCN": (2.1, 5.2, 3.1, 3.2, 13.2),
+    "CNN": (1.2, 0.8, 1.5, 1.4, 3.5),
+    "ST-FCN Aff": (1.2, 0.8, 1.5, 2.7, None),
+    "ST-FCN Proj": (1.3, 0.9, 1.4, 2.6, None),
+    "ST-FCN TPS": (1.1, 0.8, 1.4, 2.4, None),
+    "ST-CNN Aff": (0.7, 0.5, 0.8, 1.2, None),
+    "ST-CNN Proj": (0.8, 0.6, 0.8, 1.3, None),
+    "ST-CNN TPS": (0.7, 0.5, 0.8, 1.1, None),
+}
+
+
+@pytest.fixture(scope="module")
+def program():
+    """The names of run.py, whose import registers the resolver that conf/ uses."""
+    OmegaConf.clear_resolver("bf16_where_fast")
+    return runpy.run_path(str(ROOT / "run.py"))
+
+
+@pytest.fixture
+def compose(program):
+    """The resolved config and Hydra's own part of it, as run.py gets them."""
+
+    def composed(*overrides):
+        with hydra.initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+            cfg = hydra.compose("config", list(overrides), return_hydra_config=True)
+        HydraConfig.instance().set_config(cfg)
+        own = cfg.hydra
+        with open_dict(cfg):
+            del cfg["hydra"]
+        return cfg, own
+
+    return composed
+
+
+def build(cfg, side_px):
+    return instantiate(cfg.model, in_shape=(1, side_px, side_px), classes=10)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_every_experiment_composes_with_every_schedule_and_invents_no_keys(program, compose, experiment, schedule):
+    cfg, own = compose(f"experiment={experiment}", f"schedule={schedule}")
+    program["check_keys"](cfg, own.runtime.choices)
+    config = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    assert (config["experiment_name"], config["schedule_name"]) == (experiment, schedule)
+    assert config["model"]["budget"] == config["budget"]  # of which fast and smoke have their own
+
+
+@pytest.mark.parametrize(
+    ("experiment", "distortion"), [(name, list(CANVAS_PX)[i % 5]) for i, name in enumerate(EXPERIMENTS)]
+)
+def test_every_experiment_takes_two_steps(compose, random_digits, experiment, distortion):
+    cfg, _ = compose(f"experiment={experiment}", "schedule=smoke", f"data.distortion={distortion}")
+    data, schedule = instantiate(cfg.data), instantiate(cfg.schedule)
+    assert data.in_shape == (1, *[CANVAS_PX[distortion]] * 2)
+    network = instantiate(cfg.model, in_shape=data.in_shape, classes=data.classes)
+    before = {name: p.clone() for name, p in network.named_parameters()}
+    optimizer, generator = schedule.optimizer(network), torch.Generator().manual_seed(0)
+    for _ in range(2):
+        u, label = data.batch(16, generator)
+        loss = F.cross_entropy(network(u), label)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        assert loss.isfinite()
+    assert {name for name, p in network.named_parameters() if torch.equal(p, before[name])} == set()
+
+
+@pytest.mark.parametrize("distortion", CANVAS_PX)
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_every_experiment_builds_on_every_distortion_within_the_budget(compose, experiment, distortion):
+    cfg, _ = compose(f"experiment={experiment}", "schedule=paper")
+    assert 0.96 * 400_000 < num_params(build(cfg, CANVAS_PX[distortion])) <= 400_000
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_an_experiment_builds_the_transform_and_the_localisation_that_its_name_says(compose, experiment):
+    words = experiment.split("_")
+    network = build(compose(f"experiment={experiment}", "budget=60000")[0], 28)
+    kinds = {type(module).__name__ for module in network.modules()}
+    transforms = {"affine": "Affine", "projective": "Projective", "tps": "ThinPlateSpline"}
+    assert kinds & set(transforms.values()) == ({transforms[words[-1]]} if "st" in words else set())
+    assert ("Conv2d" in kinds) == ("cnn" in words)
+
+
+def test_no_experiment_builds_on_another_and_each_tells_the_paper_s_figures():
+    for name in EXPERIMENTS:
+        text = (ROOT / f"conf/experiment/{name}.yaml").read_text()
+        assert "- /experiment" not in text
+        assert f"python run.py experiment={name} " in text
+        row = yaml.safe_load((ROOT / "conf/table/table1.yaml").read_text())["table"]["rows"][name]
+        assert f'"{row}"' in text
+        for column, figure in zip(("R", "RTS", "P", "E", "TC"), TABLE1[row], strict=True):
+            assert figure is None or f"{column} {figure}" in text
+
+
+# --- tables
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_a_table_sweeps_over_its_rows_and_columns_and_every_row_is_an_experiment(name):
+    file = yaml.safe_load((ROOT / f"conf/table/{name}.yaml").read_text())
+    table, params = file["table"], file["hydra"]["sweeper"]["params"]
+    assert params == {"experiment": ",".join(table["rows"]), table["column_key"]: ",".join(table["columns"])}
+    assert set(table["rows"]) <= set(EXPERIMENTS)
+    assert set(table["paper"]) <= set(table["rows"])
+    assert table["name"] == name
+
+
+def test_table_1_has_the_figures_of_the_paper():
+    table = yaml.safe_load((ROOT / "conf/table/table1.yaml").read_text())["table"]
+    assert list(table["columns"].values()) == ["R", "RTS", "P", "E", "TC"]
+    found = {
+        row: tuple(table["paper"].get(experiment, {}).get(column) for column in table["columns"])
+        for experiment, row in table["rows"].items()
+    }
+    assert found == TABLE1
+
+
+def test_table_1_is_a_sweep_of_40_jobs_that_differ_and_120_with_three_seeds(compose):
+    for extra, expected in (((), 40), (("seed=0,1,2",), 120)):
+        _, own = compose("table=table1", "schedule=fast")
+        assert own.mode.name == "MULTIRUN"
+        given = [*(f"{key}={value}" for key, value in own.sweeper.params.items()), "schedule=fast", *extra]
+        (jobs,) = BasicSweeper.split_arguments(OverridesParser.create().parse_overrides(given), max_batch_size=None)
+        assert len({tuple(sorted(job)) for job in jobs}) == len(jobs) == expected
+        for job in jobs[:: len(jobs) // 4]:  # what a job's overrides are is what composes
+            cfg, own_job = compose("table=table1", *job)
+            assert cfg.table.name == "table1"
+            assert f"experiment={own_job.runtime.choices.experiment}" in job

@@ -1,0 +1,134 @@
+"""The networks of Table 1: their budgets, what the classifier sees, and that all of each learns."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from stn import Affine, Projective, ThinPlateSpline
+from stn.localisation import convolutional, fully_connected
+from stn.networks.mnist import build, cnn, fcn, num_params, solve_width
+
+BUDGET = 400_000  # conf/config.yaml
+FAMILIES = {
+    "FCN": {"classifier": fcn},
+    "CNN": {"classifier": cnn},
+    "ST-FCN": {"classifier": fcn, "localisation": fully_connected},
+    "ST-CNN": {"classifier": cnn, "localisation": convolutional},
+}
+TRANSFORMS = {"Aff": Affine(), "Proj": Projective(), "TPS": ThinPlateSpline()}
+
+
+def make(family, side_px, transform="Aff", budget=BUDGET, channels=1, classes=10):
+    given = {"transform": TRANSFORMS[transform]} if family.startswith("ST") else {}
+    return build((channels, side_px, side_px), classes, budget, **FAMILIES[family], **given)
+
+
+@pytest.mark.parametrize(
+    ("family", "side_px", "expected"),
+    [
+        ("FCN", 28, 399_615),
+        ("FCN", 42, 399_566),
+        ("FCN", 60, 397_943),
+        ("CNN", 28, 399_086),
+        ("CNN", 42, 391_690),
+        ("CNN", 60, 391_376),
+        ("ST-FCN", 28, 399_020),
+        ("ST-FCN", 42, 400_000),
+        ("ST-FCN", 60, 399_616),
+        ("ST-CNN", 28, 392_678),
+        ("ST-CNN", 42, 399_668),
+        ("ST-CNN", 60, 395_016),
+    ],
+)
+def test_every_model_spends_the_same_budget(family, side_px, expected):
+    network = make(family, side_px)
+    assert num_params(network) == sum(p.numel() for p in network.parameters()) == expected
+    assert 0.95 * BUDGET < expected <= BUDGET
+
+
+@pytest.mark.parametrize(("side_px", "pooled"), [(28, 2), (21, 1), (42, 6), (30, 3), (60, 10)])
+def test_a_cnn_has_the_parameters_of_a4(side_px, pooled):
+    # sides: - 8, / 2 rounded up, - 6, / 2 rounded up
+    expected = (81 + 1) * 8 + (49 * 8 + 1) * 8 + (8 * pooled**2 + 1) * 10
+    assert num_params(cnn((1, side_px, side_px), 8, 10)) == expected
+
+
+def test_an_fcn_has_the_parameters_of_a4():
+    assert num_params(fcn((2, 42, 42), 16, 19)) == (2 * 42 * 42 + 1) * 16 + (16 + 1) * 16 + (16 + 1) * 19
+
+
+def test_only_trainable_parameters_count():
+    network = fcn((1, 4, 4), 3, 2)
+    network[1].requires_grad_(False)
+    assert num_params(network) == (3 + 1) * 3 + (3 + 1) * 2
+
+
+@pytest.mark.parametrize("budget", [19, 35, 36, 54, 55, 1000])
+def test_solve_width_gives_the_largest_width_within_the_budget(budget):
+    def cost(width):  # of an FCN from 8 values to 4 classes: 19, 36, 55, ...
+        return (8 + 1) * width + (width + 1) * width + (width + 1) * 4
+
+    width = solve_width(lambda width: fcn((1, 2, 4), width, 4), budget)
+    assert cost(width) <= budget < cost(width + 1)
+
+
+def test_a_budget_too_small_is_refused_with_the_smallest_count():
+    with pytest.raises(ValueError, match=r"^budget=18 is too small: .* 19 parameters already$") as error:
+        solve_width(lambda width: fcn((1, 2, 4), width, 4), 18)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("side_px", [28, 42, 60])
+def test_logits_have_the_shape_of_batch_and_classes(family, side_px):
+    network = make(family, side_px, channels=2, classes=19)
+    assert network(torch.rand(3, 2, side_px, side_px)).shape == (3, 19)
+
+
+def test_a_localisation_without_a_transform_is_refused():
+    with pytest.raises(ValueError, match="a localisation needs a transform"):
+        build((1, 28, 28), 10, BUDGET, fcn, fully_connected)
+
+
+@pytest.mark.parametrize("family", ["ST-FCN", "ST-CNN"])
+@pytest.mark.parametrize(("side_px", "seen_px"), [(28, 28), (42, 21), (60, 30)])
+def test_the_classifier_sees_v_averaged_by_2_where_the_canvas_is_larger_than_a_digit(family, side_px, seen_px):
+    network, u = make(family, side_px), torch.rand(2, 1, side_px, side_px)
+    seen = []
+    network.classifier.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    network(u)
+    assert seen[0].shape == (2, 1, seen_px, seen_px)
+    torch.testing.assert_close(seen[0], F.adaptive_avg_pool2d(u, seen_px), atol=1e-5, rtol=0)  # V = U at the start
+
+
+@pytest.mark.parametrize("family", ["ST-FCN", "ST-CNN"])
+@pytest.mark.parametrize("side_px", [28, 42])
+def test_the_classifier_sees_v_and_nothing_of_u_beside_it(family, side_px):
+    torch.manual_seed(0)
+    network, u = make(family, side_px), torch.rand(2, 1, side_px, side_px)
+    # a window over the middle half; theta does not depend on u, since the regression's weights are zero
+    network.transformer.localisation[-1].bias.data[[0, 4]] = -0.5
+    outside, inside = torch.rand_like(u), u.clone()
+    middle = slice(side_px // 4 - 1, -(side_px // 4 - 1))  # and the pixels on its edge
+    outside[..., middle, middle] = u[..., middle, middle]
+    inside[..., side_px // 2, side_px // 2] += 1
+    assert torch.equal(network(outside), network(u))
+    assert not torch.allclose(network(inside), network(u))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("transform", TRANSFORMS)
+def test_every_parameter_has_a_gradient_from_the_second_step(family, transform):
+    torch.manual_seed(0)
+    network = make(family, 28, transform, budget=80_000)
+    optimiser = torch.optim.SGD(network.parameters(), lr=0.1)
+    u, label = torch.rand(8, 1, 28, 28), torch.arange(8)
+    without = []
+    for _ in range(2):
+        optimiser.zero_grad()
+        F.cross_entropy(network(u), label).backward()
+        without.append({name for name, p in network.named_parameters() if not p.grad.any()})
+        optimiser.step()
+    # at the first step the zero weights of the regression hold back the gradient of the layers before it
+    held_back = network.transformer.localisation[:-1].named_parameters() if family.startswith("ST") else []
+    assert without == [{f"transformer.localisation.{name}" for name, _ in held_back}, set()]
