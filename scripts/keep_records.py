@@ -1,20 +1,26 @@
-"""Copy the records of finished runs from runs/ to results/records/, where git keeps them; none is overwritten."""
+"""Copy the records of finished runs from runs/ to results/records/, where git keeps them, and renew the tables.
+
+A record that is there already stays.  The tables in results/ and in the README are made from results/records/ alone.
+"""
 
 import argparse
+import shutil
 import sys
 from pathlib import Path
 
-from stn.results import records
+from stn.results import records, tables
 
 ROOT = Path(__file__).parent.parent
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=Path, default=ROOT / "runs", help="where the runs are (default: runs)")
+    parser.add_argument("--weights", metavar="GLOB", help="keep the weights of the runs whose names match, too")
     options = parser.parse_args()
-    kept = ROOT / "results/records"
+    kept, weights = ROOT / "results/records", ROOT / "results/weights"
     kept.mkdir(parents=True, exist_ok=True)
+    weights.mkdir(exist_ok=True)
     new = 0
     for result in sorted(options.runs.rglob("result.json")):
         target = kept / f"{result.parent.name}.json"
@@ -22,7 +28,15 @@ def main() -> None:
         if record["status"] == "finished" and not target.exists():
             records.write(target, record)
             new += 1
+        if options.weights and result.parent.match(options.weights):
+            shutil.copyfile(result.parent / "weights.pt", weights / f"{result.parent.name}.pt")
     print(f"{new} new records in {kept}")
+    readme = ROOT / "README.md"
+    for file in sorted((ROOT / "conf/table").glob("*.yaml")):
+        table, found = tables.load(file), records.read_all(kept)
+        tables.write(ROOT / "results", table, found)
+        readme.write_text(tables.into_page(readme.read_text(), table, found))
+        print(f"written: results/{table.name}.md, results/{table.name}.csv, README.md")
 
 
 if __name__ == "__main__":

@@ -37,11 +37,7 @@ def main() -> None:
             console.print(shown)
             mine = sum(tables.belongs(table, r) and r["schedule"] == schedule for r in own)
             console.print(f"{mine} runs of this machine ({options.runs}); where there is none, the committed record.")
-    options.out.mkdir(exist_ok=True)
-    source = f"Made by `scripts/table.py {table.name}` from the records."
-    page = f"# {table.title}\n\n{source}\n\n{tables.markdown(table, both)}\n"
-    (options.out / f"{table.name}.md").write_text(page)
-    tables.write_csv(options.out / f"{table.name}.csv", table, both)
+    tables.write(options.out, table, both)
     console.print(f"written: {options.out / table.name}.md and .csv")
 
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from stn import Affine, Affine3d, Attention, Projective, ThinPlateSpline
 from stn.localisation import Regression, convolutional, fully_connected
@@ -98,11 +99,24 @@ def test_a_localisation_network_has_the_parameters_of_a4(network, expected):
     assert sum(p.numel() for p in network.parameters()) == expected
 
 
-@pytest.mark.parametrize("side_px", [28, 42, 60])
-def test_the_convolutional_localisation_sees_its_input_averaged_over_2_x_2_pixels(side_px):
+def test_the_fully_connected_localisation_has_a_relu_behind_every_layer_but_the_last():
     torch.manual_seed(0)
-    network, u = convolutional((1, side_px, side_px), Affine()), torch.rand(1, 1, side_px, side_px)
+    network, u = fully_connected((2, 6, 5), Affine()), torch.rand(3, 2, 6, 5)
     torch.nn.init.normal_(network[-1].weight)
-    flipped_in_blocks = u.unflatten(3, (-1, 2)).flip(-1).flatten(3)  # every two neighbours change places
-    torch.testing.assert_close(network(flipped_in_blocks), network(u))
-    assert not torch.allclose(network(u.flip(-1)), network(u))
+    x, parameters = u.flatten(1), list(network.parameters())
+    for weight, bias in zip(parameters[0:6:2], parameters[1:6:2], strict=True):
+        x = (x @ weight.T + bias).relu()
+    torch.testing.assert_close(network(u), torch.tensor(Affine.identity) + x @ parameters[6].T + parameters[7])
+
+
+@pytest.mark.parametrize("side_px", [28, 42, 60])
+def test_the_convolutional_localisation_has_the_layers_of_a4(side_px):
+    torch.manual_seed(0)
+    network, u = convolutional((1, side_px, side_px), Affine()), torch.rand(3, 1, side_px, side_px)
+    torch.nn.init.normal_(network[-1].weight)
+    w1, b1, w2, b2, w3, b3, w4, b4 = network.parameters()
+    x = u.unflatten(3, (-1, 2)).unflatten(2, (-1, 2)).mean((3, 5))  # every 2 x 2 pixels
+    x = F.max_pool2d(F.conv2d(x, w1, b1).relu(), 2, ceil_mode=True)
+    x = F.conv2d(x, w2, b2).relu().flatten(1)
+    x = (x @ w3.T + b3).relu()
+    torch.testing.assert_close(network(u), torch.tensor(Affine.identity) + x @ w4.T + b4)

@@ -57,6 +57,24 @@ def test_an_fcn_has_the_parameters_of_a4():
     assert num_params(fcn((2, 42, 42), 16, 19)) == (2 * 42 * 42 + 1) * 16 + (16 + 1) * 16 + (16 + 1) * 19
 
 
+@pytest.mark.parametrize("side_px", [28, 21])
+def test_a_cnn_has_the_layers_of_a4(side_px):
+    torch.manual_seed(0)
+    network, u = cnn((2, side_px, side_px), 8, 10), torch.rand(3, 2, side_px, side_px)
+    w1, b1, w2, b2, w3, b3 = network.parameters()
+    x = F.max_pool2d(F.conv2d(u, w1, b1).relu(), 2, ceil_mode=True)
+    x = F.max_pool2d(F.conv2d(x, w2, b2).relu(), 2, ceil_mode=True)
+    torch.testing.assert_close(network(u), x.flatten(1) @ w3.T + b3)
+
+
+def test_an_fcn_has_the_layers_of_a4():
+    torch.manual_seed(0)
+    network, u = fcn((2, 6, 5), 16, 10), torch.rand(3, 2, 6, 5)
+    w1, b1, w2, b2, w3, b3 = network.parameters()
+    x = ((u.flatten(1) @ w1.T + b1).relu() @ w2.T + b2).relu()
+    torch.testing.assert_close(network(u), x @ w3.T + b3)
+
+
 def test_only_trainable_parameters_count():
     network = fcn((1, 4, 4), 3, 2)
     network[1].requires_grad_(False)
@@ -83,6 +101,11 @@ def test_a_budget_too_small_is_refused_with_the_smallest_count():
 def test_logits_have_the_shape_of_batch_and_classes(family, side_px):
     network = make(family, side_px, channels=2, classes=19)
     assert network(torch.rand(3, 2, side_px, side_px)).shape == (3, 19)
+
+
+def test_the_kernel_asked_for_is_the_one_that_samples():
+    network = build((1, 28, 28), 10, BUDGET, fcn, fully_connected, Affine(), kernel="bicubic")
+    assert network.transformer.kernel == "bicubic"
 
 
 def test_a_localisation_without_a_transform_is_refused():

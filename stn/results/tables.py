@@ -154,9 +154,21 @@ def markdown(table: Table, records: list[Record]) -> str:
     return "\n\n".join(parts) or "No records yet."
 
 
-def write_csv(path: Path, table: Table, records: list[Record]) -> None:
-    """results/table<N>.csv: one line per row, column and schedule, in the columns `CSV_COLUMNS`."""
-    scratch = path.with_suffix(".tmp")
+def into_page(page: str, table: Table, records: list[Record]) -> str:
+    """A Markdown page with the table between its lines `<!-- <name> -->` and `<!-- /<name> -->`, if it has them."""
+    start, end = f"<!-- {table.name} -->", f"<!-- /{table.name} -->"
+    if start not in page or end not in page:
+        return page
+    before, after = page.split(start)[0], page.split(end)[1]
+    return f"{before}{start}\n\n{markdown(table, records)}\n\n{end}{after}"
+
+
+def write(folder: Path, table: Table, records: list[Record]) -> None:
+    """The table as <folder>/<name>.md and .csv; the CSV has one line per row, column and schedule (`CSV_COLUMNS`)."""
+    folder.mkdir(exist_ok=True)
+    scratch = folder / f".{table.name}.tmp"
+    scratch.write_text(f"# {table.title}\n\nMade from the records.\n\n{markdown(table, records)}\n")
+    scratch.replace(folder / f"{table.name}.md")
     with open(scratch, "w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(CSV_COLUMNS)
@@ -165,7 +177,7 @@ def write_csv(path: Path, table: Table, records: list[Record]) -> None:
                 line = (cell.row, cell.column, schedule, budget, cell.params, len(cell.values), _round(cell.mean),
                         _round(cell.std), cell.paper, str(cell.made_data).lower())  # fmt: skip
                 writer.writerow(["" if value is None else value for value in line])
-    scratch.replace(path)
+    scratch.replace(folder / f"{table.name}.csv")
 
 
 def _round(value: float | None) -> float | None:

@@ -61,6 +61,14 @@ def run(cfg: DictConfig, overrides: list[str]) -> records.Record:
         return _train(cfg, config, identity, overrides, folder)
 
 
+def rebuild(record: records.Record, weights: Path, root: str | Path) -> tuple[torch.nn.Module, Any]:
+    """The trained network of a record, in eval mode, and its data set, from the run's weights.pt."""
+    data = instantiate(record["config"]["data"], root=root)
+    network = instantiate(record["config"]["model"], in_shape=data.in_shape, classes=data.classes)
+    network.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
+    return network.eval(), data
+
+
 def run_name(identity: dict[str, Any]) -> str:
     """A name for people and the identity's digits for machines; the run's folder and its W&B run are called so."""
     parts = [identity["experiment_name"], *([d] if (d := identity["data"].get("distortion")) else [])]
@@ -101,6 +109,7 @@ def _train(
         logger=logger or False,
         callbacks=[Health(probe), Log(probe, cfg.pictures), saver, *([Progress(folder.name)] if cfg.progress else [])],
         enable_checkpointing=False,
+        log_every_n_steps=1,
         enable_progress_bar=False,
         enable_model_summary=False,
         default_root_dir=folder,
@@ -130,8 +139,6 @@ def _train(
     }
     try:
         trainer.fit(module, ckpt_path=resume, weights_only=True)
-        if trainer.interrupted:
-            raise KeyboardInterrupt
         saver.save(trainer)
         (test,) = trainer.test(module, verbose=False)
         record |= {"status": "finished", "metrics": {key: round(value, 4) for key, value in test.items()}}
@@ -162,6 +169,7 @@ def _logger(cfg: DictConfig, config: dict[str, Any], folder: Path) -> Any:
     """The W&B run of this folder: its id is the run's name, its group the table; offline where no account is set up."""
     if cfg.logger is None:
         return None
+    os.environ.setdefault("WANDB_SILENT", "true")
     import wandb
 
     if "WANDB_MODE" not in os.environ and not wandb.login(prompt=False):
@@ -169,7 +177,7 @@ def _logger(cfg: DictConfig, config: dict[str, Any], folder: Path) -> Any:
     table = cfg.get("table")
     return instantiate(cfg.logger, _partial_=True)(
         id=folder.name, name=folder.name, save_dir=folder, config=config,
-        group=table.name if table else cfg.experiment_name, settings=wandb.Settings(silent=True),
+        group=table.name if table else cfg.experiment_name,
     )  # fmt: skip
 
 
