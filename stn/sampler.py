@@ -17,6 +17,7 @@ KERNELS = ("bilinear", "nearest", "bicubic")
 
 
 @lru_cache(maxsize=64)
+@torch.inference_mode(False)  # the cache outlives it
 def regular_grid(
     size: tuple[int, ...], dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
 ) -> Float[Tensor, "n d"]:

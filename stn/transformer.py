@@ -1,7 +1,7 @@
 """The spatial transformer (Sect. 3, Figure 2): localisation network, grid generator and sampler in one module."""
 
+from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 from jaxtyping import Float
@@ -60,7 +60,10 @@ class SpatialTransformer(nn.Module):
         size = self.out_size or tuple(u.shape[2:])
         theta = theta.to(torch.promote_types(theta.dtype, torch.float32))
         source = self.transform(theta, regular_grid(size, theta.dtype, theta.device))
-        return sample(u, source, size, self.kernel)
+        v = sample(u, source, size, self.kernel)
+        if (calls := _calls.get()) is not None:
+            calls.append((self, u, theta, source, v))
+        return v
 
 
 @dataclass(frozen=True)
@@ -74,27 +77,21 @@ class Warp:
     v: Tensor
 
 
+Call = tuple[SpatialTransformer, Tensor, Tensor, Tensor, Tensor]
+_calls: ContextVar[list[Call] | None] = ContextVar("calls of warp, while traced", default=None)
+
+
 def trace(network: nn.Module, u: Tensor) -> list[Warp]:
-    """Run network(u) without gradients; return what every SpatialTransformer in it did, in the order of the calls."""
-    warps: list[Warp] = []
-    handles = []
-    for name, module in network.named_modules():
-        if isinstance(module, SpatialTransformer):
-            seen: dict[str, Tensor] = {}
-
-            def in_transform(_, inputs, source, seen=seen):
-                seen["theta"], seen["source"] = inputs[0], source
-
-            def in_transformer(_, inputs, output, seen=seen, name=name):
-                v = output[0] if isinstance(output, tuple) else output
-                warps.append(Warp(name, inputs[0], seen["theta"], seen["source"], v))
-
-            handles += [cast(nn.Module, module.transform).register_forward_hook(in_transform)]
-            handles += [module.register_forward_hook(in_transformer)]
+    """Run network(u) in eval mode without gradients; return what every SpatialTransformer in it did, call by call."""
+    training = [module for module in network.modules() if module.training]
+    calls: list[Call] = []
+    token = _calls.set(calls)
     try:
         with torch.no_grad():
-            network(u)
+            network.eval()(u)
     finally:
-        for handle in handles:
-            handle.remove()
-    return warps
+        _calls.reset(token)
+        for module in training:
+            module.training = True
+    names = {module: name for name, module in network.named_modules()}
+    return [Warp(names[module], *tensors) for module, *tensors in calls]

@@ -4,7 +4,7 @@ A transform has `num_params` (the length P of theta), `dims` (2 or 3), `identity
 and is called with theta (B, P) and target (N, dims), giving source (B, N, dims).
 """
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from stn.sampler import regular_grid
 
 
+@runtime_checkable
 class Transform(Protocol):
     """What every transform of this file, and any of your own, has to offer."""
 
@@ -48,7 +49,22 @@ def linear_map(m_theta: Float[Tensor, "b d k"], basis: Float[Tensor, "k n"]) -> 
     """
     b, d, k = m_theta.shape
     with torch.autocast(m_theta.device.type, enabled=False):
-        return (m_theta.reshape(b * d, k) @ basis).view(b, d, -1).mT
+        return (m_theta.reshape(b * d, k) @ basis).view(b, d, basis.shape[1]).mT
+
+
+def perspective(h_theta: Float[Tensor, "b 3 3"], target: Float[Tensor, "n 2"], min_z: float) -> Float[Tensor, "b n 2"]:
+    """(X, Y, Z) = H_theta (x_t, y_t, 1), source = (X / Z, Y / Z).
+
+    A point with Z <= 0 lies behind the camera and is sent out of the image (its V is 0 and it has no gradient); Z is
+    held at `min_z` or above, so that no coordinate and no gradient is infinite.
+    """
+    xy, z = linear_map(h_theta, homogeneous(target)).mT.split([2, 1], dim=1)
+    behind = z <= 0  # False for nan, which has to show
+    inverse = torch.where(behind, 0, z.clamp(min=min_z).reciprocal())  # one division a point, not two
+    return (xy * inverse + OUT_OF_IMAGE * behind).mT
+
+
+OUT_OF_IMAGE = 4.0  # any coordinate whose sampling kernel touches no pixel
 
 
 class Affine(nn.Module):
@@ -92,16 +108,10 @@ class Translation(nn.Module):
 
 
 class Projective(nn.Module):
-    """A plane projective map: (X, Y, Z) = H_theta (x_t, y_t, 1), source = (X / Z, Y / Z).
-
-    theta is H_theta row by row without its last element, which is 1.  A point with Z <= 0 lies behind the camera and
-    is sent out of the image (its V is 0 and it has no gradient); Z is held at `min_z` or above, so that no coordinate
-    and no gradient is infinite.
-    """
+    """A plane projective map (`perspective`); theta is H_theta row by row without its last element, which is 1."""
 
     num_params, dims = 8, 2
     identity = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0)
-    out_of_image = 4.0  # any coordinate whose sampling kernel touches no pixel
 
     def __init__(self, min_z: float = 1e-2):
         super().__init__()
@@ -109,11 +119,8 @@ class Projective(nn.Module):
 
     def forward(self, theta: Float[Tensor, "b 8"], target: Float[Tensor, "n 2"]) -> Float[Tensor, "b n 2"]:
         check_shapes(self, theta, target)
-        h = torch.cat([theta, torch.ones_like(theta[:, :1])], dim=1).view(-1, 3, 3)
-        xy, z = linear_map(h, homogeneous(target)).mT.split([2, 1], dim=1)
-        front = z > 0
-        inverse = torch.where(front, z.clamp(min=self.min_z).reciprocal(), 0)  # one division a point, not two
-        return (xy * inverse + self.out_of_image * ~front).mT
+        h_theta = torch.cat([theta, torch.ones_like(theta[:, :1])], dim=1).view(-1, 3, 3)
+        return perspective(h_theta, target, self.min_z)
 
 
 class ThinPlateSpline(nn.Module):
@@ -131,13 +138,13 @@ class ThinPlateSpline(nn.Module):
         super().__init__()
         if k < 2:
             raise ValueError(f"a thin plate spline needs k >= 2 control points per side, got k = {k}")
-        line = torch.linspace(-1, 1, k, dtype=torch.float64)
+        line = torch.linspace(-1, 1, k, dtype=torch.float64, device="cpu")
         y, x = torch.meshgrid(line, line, indexing="ij")
         self.control = torch.stack([x.flatten(), y.flatten()], dim=-1)
         self.num_params = 2 * k * k
         self.identity = tuple(self.control.flatten().tolist())
         # rows of L^-1 that act on the k^2 values: [w; a] = L^-1 [values; 0]
-        system = torch.zeros(k * k + 3, k * k + 3, dtype=torch.float64)
+        system = torch.zeros(k * k + 3, k * k + 3, dtype=torch.float64, device="cpu")
         system[: k * k] = self._features(self.control)
         system[k * k :, : k * k] = system[: k * k, k * k :].T
         self.solve = torch.linalg.inv(system)[:, : k * k]
@@ -152,14 +159,15 @@ class ThinPlateSpline(nn.Module):
     def basis(self, target: Float[Tensor, "n 2"]) -> Float[Tensor, "k2 n"]:
         """B (k^2, N) for these target points, solved in float64; kept for as long as the target stays the same."""
         if self._target is not target:
-            features = self._features(target.to("cpu", torch.float64))
-            self._basis = (features @ self.solve).T.to(target).contiguous()
+            with torch.inference_mode(False):  # kept for training
+                features = self._features(target.to("cpu", torch.float64))
+                self._basis = (features @ self.solve).T.to(target).contiguous()
             self._target = target
         return self._basis
 
     def forward(self, theta: Float[Tensor, "b p"], target: Float[Tensor, "n 2"]) -> Float[Tensor, "b n 2"]:
         check_shapes(self, theta, target)
-        return linear_map(theta.view(len(theta), -1, 2).mT, self.basis(target))
+        return linear_map(theta.view(-1, self.num_params // 2, 2).mT, self.basis(target))
 
 
 class Affine3d(nn.Module):
@@ -198,4 +206,4 @@ class LinearForm(nn.Module):
                 f"this LinearForm has learnt B for {self.basis.shape[1]} target points, "
                 f"got target {tuple(target.shape)}"
             )
-        return linear_map(theta.view(len(theta), 2, -1), self.basis)
+        return linear_map(theta.view(-1, 2, len(self.basis)), self.basis)

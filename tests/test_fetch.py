@@ -6,6 +6,7 @@ import hashlib
 import io
 import os
 import random
+import signal
 import subprocess
 import tarfile
 import tempfile
@@ -186,7 +187,9 @@ def test_a_file_gets_its_name_only_once_it_is_whole(root, mirror):
     assert stored(root) == {"labels": FILES["labels"]}
 
 
-def test_an_interrupted_download_leaves_nothing_behind(root, mirror):
+def test_an_interrupted_download_leaves_nothing_behind(root, mirror, request):
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a suite in the background ignores Ctrl-C
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
     names = []
     mirror.bodies["/images.gz"] = half_an_answer(root, names, then=_thread.interrupt_main)
     write_manifest(root, mirror.url)

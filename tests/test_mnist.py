@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1] / "data"
 FROZEN = {  # another sha256 is another test set: records made before and after cannot share a table
     "r": "80faccc02545491cb8ac7b05b31a53ce48ab4ab0bc2c9e52606b2272d5995cee",
     "rts": "4b5c24327380e699261f2bf019ca24118c9956a00142447dc5e6f5329e21229f",
-    "p": "9c49b3c0311fba21ec2f515b040450788ee76c182581cdea4779ea4cccb04f51",
+    "p": "52604c9dd2d4db639b96adaf6d6430d90391410df0bda286aefd24c6a31c0178",
     "e": "db28384cc67834a38283cf9098612d72afb9187d74ff1479e697fe5f05bbf973",
     "tc": "60b01e568fec0683d158fadca28c0580e107bd99b970acc6c2ead38aab4d3cbe",
 }
@@ -93,10 +93,9 @@ def test_another_seed_gives_another_test_set(distortion, t10k):
     assert not first.equal(other)
 
 
-@pytest.mark.xfail(strict=True, reason="1.14 % do: see test_distortions.py's xfail")
 def test_hardly_a_test_image_of_p_shows_nothing(t10k):
-    """A black image is an error nine times in ten: one per cent of them would drown what Table 1 compares."""
-    assert (frozen("p", t10k, TEST_SEED).flatten(1).amax(1) == 0).float().mean() < 0.003
+    """A black image is an error nine times in ten, and Table 1 compares tenths of a per cent."""
+    assert (frozen("p", t10k, TEST_SEED).flatten(1).amax(1) == 0).float().mean() <= 0.002
 
 
 @each_distortion

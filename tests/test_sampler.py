@@ -59,7 +59,6 @@ def test_a_grid_of_another_dtype_is_no_rounded_float32_grid():
     assert regular_grid((3, 3), torch.float64)[0, 0].item() == pytest.approx(-2 / 3, abs=1e-15)
 
 
-@pytest.mark.xfail(strict=True, reason="the cache hands out the inference tensor that it was filled with")
 def test_a_grid_first_asked_for_in_inference_mode_can_be_trained_with():
     with torch.inference_mode():
         regular_grid((3, 13))  # a size that no other test asks for

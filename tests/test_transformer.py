@@ -211,7 +211,6 @@ def test_trace_leaves_no_hooks_behind_even_where_the_network_fails():
     assert not any(module._forward_hooks for module in network.modules())
 
 
-@pytest.mark.xfail(reason="trace reads the positional arguments alone", raises=IndexError)
 def test_trace_sees_an_input_given_by_name():
     class ByName(nn.Module):
         def __init__(self):
@@ -241,7 +240,6 @@ def test_a_transform_of_your_own_needs_no_nn_module():
     torch.testing.assert_close(v, u.flip(-1), atol=1e-5, rtol=0)
 
 
-@pytest.mark.xfail(reason="trace hooks the transform, which only an nn.Module allows", raises=AttributeError)
 def test_trace_sees_a_transform_of_your_own():
     (warp,) = trace(SpatialTransformer(fully_connected((1, 8, 8), Mirror()), Mirror()), torch.rand(2, 1, 8, 8))
     assert warp.source.shape == (2, 64, 2)

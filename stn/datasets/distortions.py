@@ -12,7 +12,7 @@ from jaxtyping import Float, Int, UInt8
 from torch import Generator, Tensor
 
 from stn.sampler import regular_grid, sample
-from stn.transforms import Affine, Projective, ThinPlateSpline
+from stn.transforms import Affine, ThinPlateSpline, perspective
 
 DIGIT_PX = 28
 HALF_PX = DIGIT_PX / 2
@@ -45,7 +45,7 @@ class Similarity:
         return {
             "angle_deg": _uniform(-self.max_angle_deg, self.max_angle_deg, (n,), generator, dtype),
             "scale": scale,
-            "shift_px": room_px[:, None] * _uniform(-1, 1, (n, 2), generator, dtype),
+            "shift_px": room_px[:, None] * _uniform(-1.0, 1.0, (n, 2), generator, dtype),
         }
 
     def source(self, params: Params) -> Float[Tensor, "b n 2"]:
@@ -82,10 +82,10 @@ class Projection:
         """The homography that takes the moved corners back to the digit's."""
         corners = torch.tensor(CORNERS).to(params["scale"])
         moved = params["scale"][:, None, None] * corners + params["corners_px"] / HALF_PX
-        h = _inverse(_square_to_quad(moved))
-        return Projective(min_z=1e-6)(
-            (h / h[:, 2:, 2:]).flatten(1)[:, :8], regular_grid((self.canvas_px,) * 2, h.dtype, h.device)
-        )
+        forward = _square_to_quad(moved)
+        # Z is 1 at the centre of the digit: it lies in front even where the moved corners are not convex any more
+        h = _inverse(forward / forward[:, 2:, 2:])
+        return perspective(h, regular_grid((self.canvas_px,) * 2, h.dtype, h.device), min_z=1e-6)
 
 
 def _square_to_quad(quad: Float[Tensor, "b 4 2"]) -> Float[Tensor, "b 3 3"]:
@@ -188,8 +188,8 @@ def _offset(corner: Tensor, stride: int) -> Tensor:
 
 
 DISTORTIONS: dict[str, Similarity | Projection | Elastic | Clutter] = {
-    "r": Similarity(max_angle_deg=90),
-    "rts": Similarity(max_angle_deg=45, scale=(0.7, 1.2), canvas_px=42),
+    "r": Similarity(max_angle_deg=90.0),
+    "rts": Similarity(max_angle_deg=45.0, scale=(0.7, 1.2), canvas_px=42),
     "p": Projection(),
     "e": Elastic(),
     "tc": Clutter(),

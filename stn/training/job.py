@@ -148,7 +148,7 @@ def _train(
     finally:
         if "status" in record:
             record |= {
-                "curve": module.curve,
+                "curve": [{key: float(f"{value:.6g}") for key, value in entry.items()} for entry in module.curve],
                 "seconds": round(module.seconds, 2),
                 "samples_per_s": round(schedule.steps * schedule.batch_size / module.seconds)
                 if module.seconds

@@ -41,7 +41,7 @@ class Progress(pl.Callback):
 class SweepProgress(Callback):
     """Before each job of a sweep: which of how many, what it is, the time since the start and about how long is left.
 
-    The estimate is what the committed records of the same cells took a step, scaled by how this machine has done so far.
+    The estimate is what the committed records of the same cells took a step, scaled by this machine's pace so far.
     """
 
     def __init__(self, records: str):
