@@ -63,7 +63,7 @@ def check_keys(cfg: Any, choices: dict[str, str | None]) -> None:
 
 def one_line(error: BaseException) -> str:
     """What is wrong, in one line: the cause where Hydra only wraps it, the valid keys where one is unknown."""
-    cause = error.__cause__
+    cause: Any = error.__cause__
     if isinstance(error, InstantiationException) and cause is not None:
         return one_line(cause)
     unknown = isinstance(error, ConfigCompositionException) and isinstance(cause, OmegaConfBaseException)

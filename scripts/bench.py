@@ -16,6 +16,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # it would ask a registry at import
 
@@ -76,6 +77,10 @@ def albumentations_pipeline(name: str) -> A.Compose:
     return A.Compose(steps[name])
 
 
+def one_by_one(pipeline: A.Compose, images: list[np.ndarray]) -> np.ndarray:
+    return np.stack([pipeline(image=image)["image"] for image in images])
+
+
 def bench_distortions() -> None:
     digits = DistortedMnist(ROOT / "data", "r").digits
     index = torch.arange(BATCH)
@@ -86,10 +91,9 @@ def bench_distortions() -> None:
     torch.set_num_threads(1)
     print("\n(a) distortions, one thread            images/s    albumentations   ratio")
     for name in DISTORTIONS:
-        ways: dict[str, Callable[[], object]] = {"ours": lambda name=name: distort(name, digits, index, generator)}
+        ways: dict[str, Callable[[], object]] = {"ours": partial(distort, name, digits, index, generator)}
         if name != "tc":  # albumentations has nothing like clutter
-            pipeline = albumentations_pipeline(name)
-            ways["theirs"] = lambda pipeline=pipeline: np.stack([pipeline(image=image)["image"] for image in images])
+            ways["theirs"] = partial(one_by_one, albumentations_pipeline(name), images)
         took = side_by_side(ways)
         theirs = (
             f"{BATCH / took['theirs']:12,.0f} {took['theirs'] / took['ours']:9.1f}x"
@@ -200,7 +204,7 @@ def fresh(data: DistortedMnist) -> Iterator[tuple[Tensor, Tensor]]:
 def bench_st_cnn() -> None:
     data = DistortedMnist(ROOT / "data", "r")
     ours = build(data.in_shape, 10, BUDGET, cnn, convolutional, Affine()).to(memory_format=torch.channels_last)
-    theirs = build(data.in_shape, 10, BUDGET, cnn, convolutional, Affine())
+    theirs: Any = build(data.in_shape, 10, BUDGET, cnn, convolutional, Affine())
     baseline = build(data.in_shape, 10, BUDGET, cnn).to(memory_format=torch.channels_last)
     took = side_by_side(
         {

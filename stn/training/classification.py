@@ -21,10 +21,11 @@ from stn.training.schedule import Schedule
 class Batches(Protocol):
     """What a data set has to offer to be trained on."""
 
-    in_shape: tuple[int, ...]
     classes: int
     test: TensorDataset  # uint8 images and labels
 
+    @property
+    def in_shape(self) -> tuple[int, ...]: ...
     def to(self, device: torch.device) -> None: ...
     def batch(self, n: int, generator: Generator) -> tuple[Tensor, Tensor]: ...
 

@@ -35,6 +35,10 @@ def run(cfg: DictConfig, overrides: list[str]) -> records.Record:
     Raises ValueError on a config that cannot be run, Diverged (after recording it) where the loss is no number.
     """
     config: Any = OmegaConf.to_container(cfg, resolve=True)
+    for key, least in (("seed", 0), ("budget", 1), ("threads", 1), ("pictures", 0), ("checkpoint_every_s", 0)):
+        value = least if key == "threads" and config[key] is None else config[key]
+        if not isinstance(value, int) or value < least:
+            raise ValueError(f"{key}={value} has to be a whole number, {least} or more")
     identity = records.identity_config(config)
     name = run_name(identity)
     folder = Path(cfg.runs_dir) / name

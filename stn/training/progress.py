@@ -9,6 +9,7 @@ from typing import Any
 import pytorch_lightning as pl
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.utils import JobReturn
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 from tqdm import tqdm
@@ -68,7 +69,7 @@ class SweepProgress(Callback):
             print(f"[{number + 1} of {len(self.jobs)}] {' '.join(self.jobs[number])}: "
                   f"{spent} since the start{self._left(number)}", flush=True)  # fmt: skip
 
-    def on_job_end(self, config: DictConfig, **kwargs: Any) -> None:
+    def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
         if self.jobs and (took := time.time() - self.job_start) > 5:  # else it was finished before
             self.ran.append((self.expected[config.hydra.job.num], took))
 

@@ -48,13 +48,13 @@ class Schedule:
 
     def __post_init__(self) -> None:
         for key in ("steps", "batch_size", "block_steps"):
-            if getattr(self, key) < 1:
-                raise ValueError(f"schedule.{key}={getattr(self, key)} has to be 1 or more")
+            if not isinstance(getattr(self, key), int) or getattr(self, key) < 1:
+                raise ValueError(f"schedule.{key}={getattr(self, key)} has to be a whole number, 1 or more")
         if self.clip_norm is not None and self.clip_norm <= 0:
             raise ValueError(f"schedule.clip_norm={self.clip_norm} has to be above 0, or null for no clipping")
         for key in ("lr", "momentum", "weight_decay", "localisation_lr"):
-            if getattr(self, key) < 0:
-                raise ValueError(f"schedule.{key}={getattr(self, key)} has to be 0 or more")
+            if not isinstance(getattr(self, key), int | float) or not 0 <= getattr(self, key) < math.inf:
+                raise ValueError(f"schedule.{key}={getattr(self, key)} has to be a number, 0 or more")
 
     @property
     def blocks(self) -> int:
