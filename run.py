@@ -72,13 +72,13 @@ def one_line(error: BaseException) -> str:
     return " ".join(str(error).split("Config search path")[0].split())
 
 
-EXPECTED = (
-    HydraException,
-    OmegaConfBaseException,
-    ValueError,
-    OSError,
-    ArithmeticError,
-)  # anything else is a bug of ours
+EXPECTED = (HydraException, OmegaConfBaseException, ValueError, OSError, ArithmeticError)
+
+
+def is_bug(error: BaseException) -> bool:
+    """Whether an error is one of ours, whose traceback has to be seen; STN_DEBUG=1 shows it for all."""
+    wrapped = isinstance(error, InstantiationException) and error.__cause__ is not None
+    return bool(os.environ.get("STN_DEBUG")) or (wrapped and not isinstance(error.__cause__, EXPECTED))
 
 
 @hydra.main(config_path="conf", config_name="config", version_base="1.3")
@@ -97,7 +97,7 @@ def main(cfg: DictConfig) -> None:
 
         run(cfg, list(hydra_config.overrides.task))
     except EXPECTED as error:
-        if os.environ.get("STN_DEBUG"):
+        if is_bug(error):
             raise
         if hydra_config.mode == RunMode.RUN:
             sys.exit(f"error: {one_line(error)}")
@@ -109,6 +109,6 @@ if __name__ == "__main__":
     try:
         main()
     except EXPECTED as error:
-        if os.environ.get("STN_DEBUG"):
+        if is_bug(error):
             raise
         sys.exit(f"error: {one_line(error)}")

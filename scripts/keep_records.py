@@ -28,7 +28,7 @@ def main() -> None:
         if record["status"] == "finished" and not target.exists():
             records.write(target, record)
             new += 1
-        if options.weights and result.parent.match(options.weights):
+        if options.weights and result.parent.match(options.weights) and record["status"] == "finished":
             shutil.copyfile(result.parent / "weights.pt", weights / f"{result.parent.name}.pt")
     print(f"{new} new records in {kept}")
     readme = ROOT / "README.md"

@@ -1,5 +1,6 @@
 """Localisation networks f_loc (Sect. 3.1, A.4): the input feature map in, theta out."""
 
+from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
@@ -42,7 +43,7 @@ def num_features(features: nn.Module, in_shape: tuple[int, ...]) -> int:
 
 
 def fully_connected(
-    in_shape: tuple[int, ...], transform: Transform, hidden: tuple[int, ...] = (32, 32, 32)
+    in_shape: tuple[int, ...], transform: Transform, hidden: Sequence[int] = (32, 32, 32)
 ) -> nn.Sequential:
     """A.4's localisation of an ST-FCN: fully connected layers of 32, 32, 32, then the regression of theta."""
     widths = [torch.Size(in_shape).numel(), *hidden]

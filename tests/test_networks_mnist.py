@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from stn import Affine, Projective, ThinPlateSpline
 from stn.localisation import convolutional, fully_connected
-from stn.networks.mnist import build, cnn, fcn, num_params, solve_width
+from stn.networks.mnist import SlimConv2d, build, cnn, fcn, num_params, solve_width
 
 BUDGET = 400_000  # conf/config.yaml
 FAMILIES = {
@@ -155,3 +155,17 @@ def test_every_parameter_has_a_gradient_from_the_second_step(family, transform):
     # at the first step the zero weights of the regression hold back the gradient of the layers before it
     held_back = network.transformer.localisation[:-1].named_parameters() if family.startswith("ST") else []
     assert without == [{f"transformer.localisation.{name}" for name, _ in held_back}, set()]
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+def test_the_slim_convolution_is_a_convolution_and_so_are_its_gradients(channels):
+    slim = SlimConv2d(channels, 5, 9).double()
+    u = torch.rand(3, channels, 14, 12, dtype=torch.float64)
+    through = [u.clone().requires_grad_(), u.clone().requires_grad_()]
+    ours = slim(through[0])
+    gradients = torch.autograd.grad(ours.square().sum(), [through[0], slim.weight, slim.bias])
+    expected = F.conv2d(through[1], slim.weight, slim.bias)
+    wanted = torch.autograd.grad(expected.square().sum(), [through[1], slim.weight, slim.bias])
+    torch.testing.assert_close(ours, expected)
+    for ours, expected in zip(gradients, wanted, strict=True):
+        torch.testing.assert_close(ours, expected)

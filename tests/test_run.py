@@ -23,7 +23,7 @@ from stn.networks.mnist import build, fcn
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 ROOT = Path(__file__).parent.parent
-QUICK = ["schedule=smoke", "logger=none", "progress=false", "threads=1"]
+QUICK = ["schedule=smoke", "logger=none", "progress=false", "threads=1", "device=cpu"]
 SMOKE = ["experiment=mnist_st_fcn_affine", *QUICK]
 LONG = [*SMOKE, "schedule.steps=600", "schedule.block_steps=20", "schedule.batch_size=64", "checkpoint_every_s=0"]
 NAME = r"mnist_st_fcn_affine-r-smoke-seed0-[0-9a-f]{10}"
@@ -66,7 +66,7 @@ def sweep(tmp_path_factory):
     """The program twice over the same sweep: what it said, and the two runs."""
     folder = tmp_path_factory.mktemp("sweep")
     overrides = ["table=table1", "hydra.sweeper.params=null", "experiment=mnist_st_fcn_affine", "schedule=smoke",
-                 "progress=false", "threads=1", "schedule.clip_norm=null", "schedule.lr=1e30,0.01",
+                 "progress=false", "threads=1", "device=cpu", "schedule.clip_norm=null", "schedule.lr=1e30,0.01",
                  f"runs_dir={folder}/runs"]  # fmt: skip
     env = {"WANDB_MODE": "offline", "WANDB_API_KEY": "k" * 40, "HOME": str(folder / "home")}
     first = run(*overrides, **env)
@@ -214,7 +214,7 @@ def story(tmp_path_factory):
     interrupted = start(*LONG, f"runs_dir={folder}/parts")
     checkpoint_of(interrupted, folder / "parts", than=saved.stat().st_mtime_ns)
     interrupted.send_signal(signal.SIGSTOP)  # it is at its run for as long as the tests below look
-    _, err = whole.communicate()
+    _, err = whole.communicate(timeout=120)
     assert whole.returncode == 0, err
     yield SimpleNamespace(one=folder / "whole" / saved.parent.name, parts=saved.parent, interrupted=interrupted)
     if interrupted.poll() is None:
@@ -306,7 +306,7 @@ print(json.dumps(said))
 
 @pytest.fixture(scope="module")
 def refusals(sweep, tmp_path_factory):
-    """What the program says to commands that it refuses, all in one process of their own to save seconds of imports."""
+    """What the program says to commands that it refuses, all in one process without git to save seconds of imports."""
     folder = tmp_path_factory.mktemp("refusals")
     (folder / "conf/experiment").mkdir(parents=True)
     (folder / "conf/experiment/mine.yaml").write_text("# @package _global_\nschedule: {stepps: 3}\n")
@@ -315,6 +315,7 @@ def refusals(sweep, tmp_path_factory):
         "no experiment": [*QUICK, f"runs_dir='{folder}/no experiment'"],
         "mine": ["experiment=mine", f"hydra.searchpath=[file://{folder}/conf]", *QUICK, f"runs_dir={folder}/mine"],
         "below a file": [*SMOKE, f"runs_dir={folder}/file/runs"],
+        "without git": [*SMOKE, f"runs_dir='{folder}/without git'"],
     }
     contents = {}
     for name, (file, damage) in DAMAGED.items():
@@ -326,8 +327,9 @@ def refusals(sweep, tmp_path_factory):
         path.write_bytes(contents[name])
         commands[name] = [*SMOKE, "schedule.clip_norm=null", "schedule.lr=0.01", f"runs_dir='{folder}/{name}'"]
     driver = subprocess.run(
-        [sys.executable, "-c", DRIVER], input=json.dumps(commands), cwd=ROOT, capture_output=True, text=True, check=True
-    )
+        [sys.executable, "-c", DRIVER], input=json.dumps(commands), cwd=ROOT, env=os.environ | {"PATH": str(folder)},
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
     *out, last = driver.stdout.splitlines()
     return SimpleNamespace(said=json.loads(last), out=out, folder=folder, run=sweep.finished.name, contents=contents)
 
@@ -373,6 +375,12 @@ def test_no_code_in_a_checkpoint_is_run(refusals, capsys):
     pickle.loads(refusals.contents["a checkpoint that runs code"])
     assert capsys.readouterr().out == "executed\n"  # so it does run code, where one lets it
     assert "executed" not in refusals.out
+
+
+def test_where_git_is_not_installed_a_run_is_recorded_without_a_commit(refusals):
+    assert refusals.said["without git"] == "it ran"
+    (result,) = (refusals.folder / "without git").glob("*/result.json")
+    assert (read(result.parent)["commit"], read(result.parent)["dirty"]) == (None, None)
 
 
 def test_a_mistyped_experiment_ends_the_command_with_one_line(tmp_path):

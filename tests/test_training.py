@@ -257,20 +257,16 @@ def test_a_kill_while_a_checkpoint_is_written_leaves_the_last_one_whole(data, tm
 
 
 @pytest.mark.parametrize(
-    ("damage", "said"),
-    [
-        (lambda whole: whole[: len(whole) // 2], "is damaged"),
-        (lambda whole: b"", "is damaged"),
-        (lambda whole: b"no checkpoint at all", "is damaged"),
-    ],
+    "damage",
+    [lambda whole: whole[: len(whole) // 2], lambda whole: b"", lambda whole: b"something else"],
     ids=["truncated", "empty", "foreign"],
 )
-def test_a_damaged_checkpoint_is_named_in_one_line(data, tmp_path, damage, said):
+def test_a_damaged_checkpoint_is_named_in_one_line(data, tmp_path, damage):
     path = tmp_path / "checkpoint.ckpt"
     run = trainer(1, Checkpoint(path, every_s=0.0))
     run.fit(engine(data))
     path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(ValueError, match=rf"^the checkpoint {path} {said}[^\n]*: delete it [^\n]*$"):
+    with pytest.raises(ValueError, match=rf"^the checkpoint {path} is damaged [^\n]*: delete it [^\n]*$"):
         checkpoint.check(path)
 
 

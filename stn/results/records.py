@@ -11,12 +11,12 @@ Keys of a record (version 1):
 import hashlib
 import json
 import os
-import statistics
 from pathlib import Path
 from typing import Any
 
 VERSION = 1
-REQUIRED = {"version", "experiment", "schedule", "seed", "budget", "config", "status", "metrics", "params", "made_data"}
+REQUIRED = {"version", "experiment", "schedule", "seed", "budget", "overrides", "config", "status", "metrics", "params",
+            "made_data", "steps", "seconds", "device", "threads"}  # fmt: skip
 IDENTITY = ("experiment_name", "schedule_name", "data", "model", "schedule", "seed", "budget", "precision")
 Record = dict[str, Any]
 
@@ -70,10 +70,3 @@ def read_all(*folders: Path) -> list[Record]:
             record = read(path)
             found.setdefault(identity(record["config"]), record)
     return list(found.values())
-
-
-def seconds_per_step(records: list[Record], overrides: list[str]) -> float | None:
-    """What one training step took in the records of the same experiment, whatever its seed and schedule."""
-    same = {o for o in overrides if not o.startswith(("seed=", "schedule=", "table=")) and "=" in o}
-    took = [r["seconds"] / r["steps"] for r in records if same <= set(r["overrides"]) and r.get("seconds")]
-    return statistics.fmean(took) if took else None

@@ -75,9 +75,19 @@ def belongs(table: Table, record: Record) -> bool:
     """Whether a record is one of this table's: one of its experiments, as it stands, in one of its columns."""
     if record["experiment"] not in table.rows:
         return False
-    keys = {override.split("=")[0].lstrip("+~") for override in record.get("overrides", [])}
-    foreign = {key for key in keys - NEUTRAL - {table.column_key} if not key.startswith("hydra")}
+    keys = {override.split("=")[0].lstrip("+~") for override in record["overrides"]}
+    foreign = {key for key in keys - NEUTRAL - {table.column_key} if not key.startswith(("hydra", "logger"))}
     return not foreign and _value(record["config"], table.column_key) in table.columns
+
+
+def seconds_per_step(records: list[Record], overrides: list[str]) -> float | None:
+    """What one training step took in the records of the same cell, whatever their seeds and schedules."""
+
+    def cell(words: list[str]) -> set[str]:
+        return {w for w in words if w.startswith("experiment=") or w.split("=")[0] not in NEUTRAL}
+
+    took = [r["seconds"] / r["steps"] for r in records if cell(r["overrides"]) == cell(overrides)]
+    return statistics.fmean(took) if took else None
 
 
 def schedules(table: Table, records: list[Record]) -> list[tuple[str, int]]:
@@ -91,15 +101,16 @@ def schedules(table: Table, records: list[Record]) -> list[tuple[str, int]]:
 
 def cells(table: Table, records: list[Record], schedule: str, budget: int) -> list[Cell]:
     """Every cell of the table, row by row; one without a record has no values."""
-    found: dict[tuple[str, str], list[Record]] = {}
+    found: dict[tuple[str, str], dict[int, Record]] = {}
     for record in records:
         if belongs(table, record) and (record["schedule"], record["budget"]) == (schedule, budget):
             column = _value(record["config"], table.column_key)
-            found.setdefault((record["experiment"], column), []).append(record)
+            # a seed counts once, though a machine without fast bf16 gives it another identity
+            found.setdefault((record["experiment"], column), {}).setdefault(record["seed"], record)
     result = []
     for experiment, row in table.rows.items():
         for value, column in table.columns.items():
-            mine = found.get((experiment, value), [])
+            mine = list(found.get((experiment, value), {}).values())
             result.append(
                 Cell(
                     row=row,
@@ -130,6 +141,8 @@ def describe(records: list[Record], table: Table, schedule: str, budget: int) ->
     """One sentence: schedule, steps, budget, seeds, time."""
     mine = [r for r in records if belongs(table, r) and (r["schedule"], r["budget"]) == (schedule, budget)]
     finished = [r for r in mine if r["status"] == "finished"]
+    if not finished:
+        return f"Schedule `{schedule}`, at most {budget:,} trainable parameters: no run has finished."
     seeds = sorted({r["seed"] for r in finished})
     steps = mine[0]["config"]["schedule"]["steps"]
     hours = sum(r["seconds"] for r in finished) / 3600

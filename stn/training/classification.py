@@ -7,7 +7,7 @@ of `schedule.block_steps` SGD steps in a plain loop, with data that is made on t
 
 import hashlib
 import time
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import pytorch_lightning as pl
 import torch
@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from stn.training.schedule import Schedule
 
 
+@runtime_checkable
 class Batches(Protocol):
     """What a data set has to offer to be trained on."""
 
@@ -112,10 +113,10 @@ class Classification(pl.LightningModule):
     def test_dataloader(self) -> DataLoader:
         return DataLoader(self.data.test, batch_size=1000)
 
-    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+    def test_step(self, batch: list[Tensor], batch_idx: int) -> None:
         u, label = batch
         wrong = (self(u[:, None].float() / 255).argmax(1) != label).float()
-        self.log("test/error", 100 * wrong.mean(), batch_size=len(label))
+        self.log("test/error", 100 * wrong.mean(), batch_size=len(label), logger=False)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["curve"], checkpoint["seconds"] = self.curve, self.seconds

@@ -39,6 +39,8 @@ def run(cfg: DictConfig, overrides: list[str]) -> records.Record:
         value = least if key == "threads" and config[key] is None else config[key]
         if not isinstance(value, int) or value < least:
             raise ValueError(f"{key}={value} has to be a whole number, {least} or more")
+    if config["seed"] >= 2**32:
+        raise ValueError(f"seed={config['seed']} has to be below 2^32, which is what NumPy takes")
     identity = records.identity_config(config)
     name = run_name(identity)
     folder = Path(cfg.runs_dir) / name
@@ -68,9 +70,14 @@ def run(cfg: DictConfig, overrides: list[str]) -> records.Record:
 def rebuild(record: records.Record, weights: Path, root: str | Path) -> tuple[torch.nn.Module, Any]:
     """The trained network of a record, in eval mode, and its data set, from the run's weights.pt."""
     data = instantiate(record["config"]["data"], root=root)
-    network = instantiate(record["config"]["model"], in_shape=data.in_shape, classes=data.classes)
+    network = build_network(record["config"]["model"], data)
     network.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
     return network.eval(), data
+
+
+def build_network(model: Any, data: Any) -> torch.nn.Module:
+    """The network of a config's `model` for the images and classes of a data set."""
+    return instantiate(model, _partial_=True, _convert_="all")(in_shape=data.in_shape, classes=data.classes)
 
 
 def run_name(identity: dict[str, Any]) -> str:
@@ -95,7 +102,7 @@ def _train(
     pl.seed_everything(cfg.seed, verbose=False)
     schedule = instantiate(cfg.schedule)
     data = instantiate(cfg.data)
-    network = instantiate(cfg.model, in_shape=data.in_shape, classes=data.classes)
+    network = build_network(cfg.model, data)
     module = Classification(network, data, schedule, cfg.seed, cfg.precision)
     (folder / "config.json").write_text(json.dumps(config, indent=1))
     log.info(
@@ -152,7 +159,9 @@ def _train(
     finally:
         if "status" in record:
             record |= {
-                "curve": [{key: float(f"{value:.6g}") for key, value in entry.items()} for entry in module.curve],
+                "curve": [
+                    {k: v if k == "step" else float(f"{v:.6g}") for k, v in entry.items()} for entry in module.curve
+                ],
                 "seconds": round(module.seconds, 2),
                 "samples_per_s": round(schedule.steps * schedule.batch_size / module.seconds)
                 if module.seconds
@@ -164,6 +173,7 @@ def _train(
             records.write(folder / "result.json", record)
             log.info("%s: %s, in %s", folder.name, summary(record), folder)
         if logger is not None:
+            logger.log_metrics(record.get("metrics", {}), step=schedule.steps)
             logger.experiment.summary.update({"params": record["params"], "status": record.get("status", "stopped")})
             logger.experiment.finish(exit_code=0 if record.get("status") == "finished" else 1)
     return record
@@ -179,10 +189,12 @@ def _logger(cfg: DictConfig, config: dict[str, Any], folder: Path) -> Any:
     if "WANDB_MODE" not in os.environ and not wandb.login(prompt=False):
         wandb.setup(settings=wandb.Settings(mode="offline"))
     table = cfg.get("table")
-    return instantiate(cfg.logger, _partial_=True)(
+    logger = instantiate(cfg.logger, _partial_=True)(
         id=folder.name, name=folder.name, save_dir=folder, config=config,
         group=table.name if table else cfg.experiment_name,
     )  # fmt: skip
+    logger._wandb_init.pop("anonymous", None)  # Lightning 2.6 passes what wandb 0.31 warns of
+    return logger
 
 
 def pick_device(name: str) -> torch.device:
@@ -208,7 +220,10 @@ def git_state() -> dict[str, Any]:
     """The commit that this code is at and whether it was changed since; None where it is no checkout."""
 
     def git(*words: str) -> str | None:
-        done = subprocess.run(["git", *words], capture_output=True, text=True, cwd=Path(__file__).parent)
+        try:
+            done = subprocess.run(["git", *words], capture_output=True, text=True, cwd=Path(__file__).parent)
+        except FileNotFoundError:
+            return None
         return done.stdout.strip() if done.returncode == 0 else None
 
     status = git("status", "--porcelain", "--untracked-files=no")

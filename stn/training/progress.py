@@ -11,10 +11,10 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig
 from tqdm import tqdm
 
-from stn.results.records import read_all, seconds_per_step
+from stn.results.records import read_all
+from stn.results.tables import seconds_per_step
 
 
 class Progress(pl.Callback):
@@ -50,7 +50,7 @@ class SweepProgress(Callback):
         self.jobs: list[list[str]] = []
         self.ran: list[tuple[float, float]] = []  # expected and real seconds of the jobs that had something to do
 
-    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+    def on_multirun_start(self, config: Any, **kwargs: Any) -> None:
         params = [f"{key}={value}" for key, value in (config.hydra.sweeper.params or {}).items()]
         overrides = OverridesParser.create().parse_overrides([*params, *config.hydra.overrides.task])
         ((*self.jobs,),) = BasicSweeper.split_arguments(overrides, None)
@@ -61,7 +61,7 @@ class SweepProgress(Callback):
         self.start = time.time()
         print(f"{len(self.jobs)} runs{self._left(0)}; finished ones are skipped, unfinished ones resumed", flush=True)
 
-    def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
+    def on_job_start(self, config: Any, **kwargs: Any) -> None:
         if self.jobs:
             number = config.hydra.job.num
             self.job_start = time.time()
@@ -69,7 +69,7 @@ class SweepProgress(Callback):
             print(f"[{number + 1} of {len(self.jobs)}] {' '.join(self.jobs[number])}: "
                   f"{spent} since the start{self._left(number)}", flush=True)  # fmt: skip
 
-    def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
+    def on_job_end(self, config: Any, job_return: JobReturn, **kwargs: Any) -> None:
         if self.jobs and (took := time.time() - self.job_start) > 5:  # else it was finished before
             self.ran.append((self.expected[config.hydra.job.num], took))
 

@@ -25,6 +25,10 @@ class OneCycle:
 
     warmup: float
 
+    def __post_init__(self) -> None:
+        if not 0 < self.warmup < 1:
+            raise ValueError(f"schedule.lr_factor.warmup={self.warmup} has to be between 0 and 1")
+
     def __call__(self, step: int, steps: int) -> float:
         done = step / steps
         if done < self.warmup:
@@ -50,8 +54,8 @@ class Schedule:
         for key in ("steps", "batch_size", "block_steps"):
             if not isinstance(getattr(self, key), int) or getattr(self, key) < 1:
                 raise ValueError(f"schedule.{key}={getattr(self, key)} has to be a whole number, 1 or more")
-        if self.clip_norm is not None and self.clip_norm <= 0:
-            raise ValueError(f"schedule.clip_norm={self.clip_norm} has to be above 0, or null for no clipping")
+        if self.clip_norm is not None and not (isinstance(self.clip_norm, int | float) and self.clip_norm > 0):
+            raise ValueError(f"schedule.clip_norm={self.clip_norm} has to be a number above 0, or null for no clipping")
         for key in ("lr", "momentum", "weight_decay", "localisation_lr"):
             if not isinstance(getattr(self, key), int | float) or not 0 <= getattr(self, key) < math.inf:
                 raise ValueError(f"schedule.{key}={getattr(self, key)} has to be a number, 0 or more")
