@@ -192,8 +192,9 @@ def test_the_test_error_is_the_percentage_of_wrong_answers_though_the_last_batch
     labels[:100] = (labels[:100] + 1) % 10  # 100 wrong ones among the first 1000, and one of the last 3
     labels[-1] = (labels[-1] + 1) % 10
     data.test = TensorDataset(images, labels)
-    (result,) = trainer().test(module, verbose=False)
-    assert result == {"test/error": pytest.approx(100 * 101 / 1003)}
+    tester = trainer()
+    tester.test(module, verbose=False)
+    assert tester.callback_metrics == {"test/error": pytest.approx(100 * 101 / 1003)}
 
 
 def test_a_loss_that_is_no_number_stops_training_and_names_its_step(data):

@@ -151,8 +151,9 @@ def _train(
     try:
         trainer.fit(module, ckpt_path=resume, weights_only=True)
         saver.save(trainer)
-        (test,) = trainer.test(module, verbose=False)
-        record |= {"status": "finished", "metrics": {key: round(value, 4) for key, value in test.items()}}
+        trainer.test(module, verbose=False)
+        test = {key: round(value.item(), 4) for key, value in trainer.callback_metrics.items()}
+        record |= {"status": "finished", "metrics": test}
     except Diverged as error:
         record |= {"status": "failed", "failure": str(error), "failed_step": error.step, "metrics": {}}
         raise
