@@ -1,0 +1,39 @@
+"""What the README says holds: its code runs, its tables are the records', its pictures and targets are there."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from stn.results import records, tables
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def test_the_code_of_the_readme_classifies_digits():
+    (code,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    said: dict = {}
+    exec(code, said)
+    assert said["network"](torch.rand(2, 1, 28, 28)).shape == (2, 10)
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "conf/table").glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_tables_are_those_of_the_committed_records(file, tmp_path):
+    table, found = tables.load(file), records.read_all(ROOT / "results/records")
+    assert tables.into_page(README, table, found) == README
+    tables.write(tmp_path, table, found)
+    for name in (f"{table.name}.md", f"{table.name}.csv"):
+        assert (ROOT / "results" / name).read_text() == (tmp_path / name).read_text()
+
+
+def test_every_picture_is_there():
+    pictures = re.findall(r"!\[[^]]*\]\(([^)]+)\)", README)
+    assert pictures
+    assert [path for path in pictures if not (ROOT / path).is_file()] == []
+
+
+def test_every_make_target_is_there():
+    targets = set(re.findall(r"^([a-z0-9-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
+    assert set(re.findall(r"make ([a-z0-9-]+)", README)) <= targets
