@@ -26,9 +26,11 @@ setup: $(SETUP) ## the virtual environment .venv
 data: $(SETUP) ## fetch and check MNIST (55 MB) into data/mnist
 	@$(PY) scripts/prepare.py
 
-reproduce-table1: data ## Table 1: train what is not finished yet, then the table (SCHEDULE, SEEDS, LAUNCHER, ARGS)
-	@status=0; $(PY) run.py table=table1 schedule=$(SCHEDULE) seed=$(SEEDS) hydra/launcher=$(LAUNCHER) $(ARGS) || status=$$?; \
-	$(PY) scripts/table.py table1 --schedule $(SCHEDULE) && exit $$status
+reproduce-table1: ## Table 1: train what is not finished yet, then the table (SCHEDULE, SEEDS, LAUNCHER, ARGS)
+
+reproduce-table1: reproduce-%: data
+	@status=0; $(PY) run.py table=$* schedule=$(SCHEDULE) seed=$(SEEDS) hydra/launcher=$(LAUNCHER) $(ARGS) || status=$$?; \
+	$(PY) scripts/table.py $* --schedule $(SCHEDULE) && exit $$status
 
 records: $(SETUP) ## keep the records of finished runs (runs/) in git (results/records/)
 	@$(PY) scripts/keep_records.py

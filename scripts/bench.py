@@ -37,6 +37,7 @@ from stn.datasets.mnist import DistortedMnist
 from stn.localisation import convolutional
 from stn.networks.mnist import build, cnn, fcn, num_params
 from stn.training.classification import Classification
+from stn.training.engine import Training
 from stn.training.job import cpu_name
 from stn.training.schedule import OneCycle, Schedule
 
@@ -160,7 +161,7 @@ def bench_engine(steps: int = 200) -> None:
     took = side_by_side(
         {
             "engine": lambda: trainer(schedule.blocks, enable_progress_bar=False).fit(
-                Classification(network(), data, schedule, 0, "fp32")
+                Training(network(), data, Classification(), schedule, 0, "fp32")
             ),
             "usual": usual(AlbumentationsDigits(data)),
             "bare": usual(plain),

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 from torch import Generator, Tensor, nn
 
 from stn import draw, regular_grid
@@ -20,32 +20,10 @@ from stn.transformer import trace
 
 ROOT = Path(__file__).parent.parent
 SIDE_PX = 84
-LABEL_PX = 96
 NAMES = {
     "r": "R", "rts": "RTS", "p": "P", "e": "E", "tc": "TC",
     "mnist_st_fcn_affine": "ST-FCN Aff", "mnist_st_cnn_affine": "ST-CNN Aff", "mnist_st_cnn_tps": "ST-CNN TPS",
 }  # fmt: skip
-
-
-def label(sheet: Image.Image, rows: list[str]) -> Image.Image:
-    """The sheet with one line of text to the left of each row."""
-    page = Image.new("RGB", (sheet.width + LABEL_PX, sheet.height), "white")
-    page.paste(sheet, (LABEL_PX, 0))
-    pen, font = ImageDraw.Draw(page), ImageFont.load_default(15)
-    height = (sheet.height + draw.GAP_PX) / len(rows)
-    for i, text in enumerate(rows):
-        pen.text((4, i * height + SIDE_PX / 2), text, fill="black", font=font, anchor="lm")
-    return page
-
-
-def caption(picture: Image.Image, text: str, colour: str = "black") -> Image.Image:
-    """The picture with one line of text below it."""
-    page = Image.new("RGB", (picture.width, picture.height + 20), "white")
-    page.paste(picture, (0, 0))
-    ImageDraw.Draw(page).text(
-        (page.width / 2, page.height - 10), text, fill=colour, font=ImageFont.load_default(14), anchor="mm"
-    )
-    return page
 
 
 def distortions(columns: int = 11) -> Image.Image:
@@ -55,7 +33,7 @@ def distortions(columns: int = 11) -> Image.Image:
         u, _ = DistortedMnist(ROOT / "data", name).batch(columns, Generator().manual_seed(1))
         rows.append([draw.tile(image, SIDE_PX) for image in u])
     sheet = draw.stack(rows)
-    return label(sheet, [f"{NAMES[name]}, {d.canvas_px} px" for name, d in DISTORTIONS.items()])
+    return draw.label(sheet, [f"{NAMES[name]}, {d.canvas_px} px" for name, d in DISTORTIONS.items()])
 
 
 def figure3() -> Image.Image:
@@ -94,12 +72,12 @@ def find(folder: Path, experiment: str, distortion: str) -> tuple[nn.Module, Dis
 def predictions(network: nn.Module, data: DistortedMnist) -> Tensor:
     images = data.test.tensors[0]
     with torch.no_grad():
-        return torch.cat([network(part[:, None].float() / 255).argmax(1) for part in images.split(1000)])
+        return torch.cat([network(part.float() / 255).argmax(1) for part in images.split(1000)])
 
 
 def warp_rows(network: nn.Module, data: DistortedMnist, index: Tensor, baseline: Tensor | None = None) -> Image.Image:
     """Figure 1 and Table 1 right: input, predicted grid, output, and the classes predicted below."""
-    u = data.test.tensors[0][index, None].float() / 255
+    u = data.test.tensors[0][index].float() / 255
     (warp,) = trace(network, u)
     size = (warp.v.shape[2], warp.v.shape[3])
     said = predictions(network, data)
@@ -107,7 +85,7 @@ def warp_rows(network: nn.Module, data: DistortedMnist, index: Tensor, baseline:
     bottom = []
     for i, v in zip(index.tolist(), warp.v, strict=True):
         text = f"{said[i]}" if baseline is None else f"{said[i]}, not {baseline[i]}"
-        bottom.append(caption(draw.tile(v, SIDE_PX), text, "black" if said[i] == truth[i] else "red"))
+        bottom.append(draw.caption(draw.tile(v, SIDE_PX), text, "black" if said[i] == truth[i] else "red"))
     top = draw.stack([
         [draw.tile(x, SIDE_PX) for x in u],
         [draw.grid_tile(x, s, size, SIDE_PX) for x, s in zip(u, warp.source, strict=True)],

@@ -1,10 +1,11 @@
 """Pictures of what a spatial transformer does, as PIL images: fast enough to make while a network trains."""
 
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 GRID_COLOUR = (255, 80, 60)
 GAP_PX = 4
+LABEL_PX = 96
 
 
 def tile(image: Tensor, side_px: int) -> Image.Image:
@@ -47,3 +48,24 @@ def warps(u: Tensor, source: Tensor, v: Tensor, side_px: int = 112) -> Image.Ima
         [grid_tile(x, s, size, side_px) for x, s in zip(u, source, strict=True)],
         [tile(y, side_px) for y in v],
     ])  # fmt: skip
+
+
+def label(sheet: Image.Image, rows: list[str]) -> Image.Image:
+    """A `stack` with one line of text to the left of each row."""
+    page = Image.new("RGB", (sheet.width + LABEL_PX, sheet.height), "white")
+    page.paste(sheet, (LABEL_PX, 0))
+    pen, font = ImageDraw.Draw(page), ImageFont.load_default(15)
+    height = (sheet.height + GAP_PX) / len(rows)
+    for i, text in enumerate(rows):
+        pen.text((4, (i + 0.5) * height - GAP_PX / 2), text, fill="black", font=font, anchor="lm")
+    return page
+
+
+def caption(picture: Image.Image, text: str, colour: str = "black") -> Image.Image:
+    """The picture with one line of text below it."""
+    page = Image.new("RGB", (picture.width, picture.height + 20), "white")
+    page.paste(picture, (0, 0))
+    ImageDraw.Draw(page).text(
+        (page.width / 2, page.height - 10), text, fill=colour, font=ImageFont.load_default(14), anchor="mm"
+    )
+    return page

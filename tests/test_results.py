@@ -17,6 +17,7 @@ TABLE = tables.Table(
     name="made",
     title="Made up",
     metric="test/error",
+    unit="% error",
     column_key="data.distortion",
     columns={"r": "R", "e": "E"},
     rows={"mnist_fcn": "FCN", "mnist_cnn": "CNN"},

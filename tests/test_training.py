@@ -21,7 +21,8 @@ from stn.localisation import Regression, fully_connected
 from stn.networks.mnist import build, fcn
 from stn.training import checkpoint
 from stn.training.checkpoint import Checkpoint
-from stn.training.classification import Classification, Diverged, block_generator
+from stn.training.classification import Classification, cross_entropy, error
+from stn.training.engine import Diverged, Training, block_generator
 from stn.training.health import Health, determinant, measure
 from stn.training.logs import Log
 from stn.training.schedule import OneCycle, Schedule, StepDecay
@@ -57,7 +58,7 @@ def st_fcn(seed=0):
 
 
 def engine(data, precision="fp32", init=0, **changes):
-    return Classification(st_fcn(init), data, Schedule(**VALUES | changes), SEED, precision)
+    return Training(st_fcn(init), data, Classification(), Schedule(**VALUES | changes), SEED, precision)
 
 
 def trainer(max_epochs=3, *callbacks):
@@ -185,9 +186,9 @@ def test_every_seed_and_block_draws_its_own_numbers_and_the_same_again():
 
 def test_the_test_error_is_the_percentage_of_wrong_answers_though_the_last_batch_is_smaller(data):
     generator = torch.Generator().manual_seed(0)
-    images = torch.randint(0, 256, (1003, 28, 28), generator=generator, dtype=torch.uint8)
+    images = torch.randint(0, 256, (1003, 1, 28, 28), generator=generator, dtype=torch.uint8)
     module = engine(data)
-    answers = module.network(images[:, None] / 255).argmax(1)
+    answers = module.network(images / 255).argmax(1)
     labels = answers.clone()
     labels[:100] = (labels[:100] + 1) % 10  # 100 wrong ones among the first 1000, and one of the last 3
     labels[-1] = (labels[-1] + 1) % 10
@@ -195,6 +196,17 @@ def test_the_test_error_is_the_percentage_of_wrong_answers_though_the_last_batch
     tester = trainer()
     tester.test(module, verbose=False)
     assert tester.callback_metrics == {"test/error": pytest.approx(100 * 101 / 1003)}
+
+
+def test_a_sequence_is_right_if_all_of_its_labels_are_and_its_loss_is_the_sum_of_theirs():
+    label = torch.tensor([[0, 1, 2], [2, 2, 2], [1, 0, 1], [0, 0, 0]])
+    logits = 3.0 * F.one_hot(label, 3)
+    logits[1, 2] = torch.tensor([0.0, 3.0, 0.0])  # one of three labels wrong
+    logits[3] = torch.tensor([0.0, 0.0, 3.0])  # all of them
+    of_right, of_wrong, _ = (-torch.log_softmax(torch.tensor([3.0, 0.0, 0.0]), 0)).tolist()
+    rights, wrongs = 3 + 2 + 3 + 0, 0 + 1 + 0 + 3
+    assert cross_entropy(logits, label).item() == pytest.approx((rights * of_right + wrongs * of_wrong) / 4)
+    assert error(logits, label).item() == 50
 
 
 def test_a_loss_that_is_no_number_stops_training_and_names_its_step(data):

@@ -1,12 +1,13 @@
 """Distorted MNIST (Sect. 4.1): digits in memory, fresh distortions for training, one frozen distorted test set."""
 
 import hashlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Generator, Tensor
-from torch.utils.data import TensorDataset
+from torch.utils.data import DataLoader, TensorDataset
 from torchvision.datasets.mnist import read_image_file, read_label_file
 
 from stn.datasets.distortions import DISTORTIONS, distort, frozen
@@ -31,6 +32,7 @@ class DistortedMnist:
     """
 
     classes = 10
+    made = False
 
     def __init__(self, root: str | Path, distortion: str):
         if distortion not in DISTORTIONS:
@@ -40,7 +42,7 @@ class DistortedMnist:
         self.in_shape = (1, canvas_px, canvas_px)
         self.digits, self.labels = load_digits(root, "train")
         test_digits, test_labels = load_digits(root, "t10k")
-        self.test = TensorDataset(frozen(distortion, test_digits, TEST_SEED), test_labels)
+        self.test = TensorDataset(frozen(distortion, test_digits, TEST_SEED)[:, None], test_labels)
 
     def to(self, device: torch.device) -> None:
         """Move the training digits to `device`."""
@@ -50,6 +52,11 @@ class DistortedMnist:
         """n training examples, drawn with replacement and freshly distorted, on the generator's device."""
         index = torch.randint(len(self.digits), (n,), generator=generator, device=generator.device)
         return distort(self.distortion, self.digits, index, generator), self.labels[index]
+
+    def test_batches(self) -> Iterator[tuple[Float[Tensor, "b 1 s s"], Int[Tensor, " b"]]]:
+        """The frozen test set, 1000 at a time."""
+        for images, labels in DataLoader(self.test, batch_size=1000):
+            yield images.float() / 255, labels
 
     def checksums(self) -> dict[str, str]:
         """sha256 of the training digits and of the frozen test images, for the record."""

@@ -17,13 +17,14 @@ from typing import Any
 VERSION = 1
 REQUIRED = {"version", "experiment", "schedule", "seed", "budget", "overrides", "config", "status", "metrics", "params",
             "made_data", "steps", "seconds", "device", "threads"}  # fmt: skip
-IDENTITY = ("experiment_name", "schedule_name", "data", "model", "schedule", "seed", "budget", "precision")
+IDENTITY = ("experiment_name", "schedule_name", "data", "model", "schedule", "seed", "budget", "precision",
+            "objective")  # fmt: skip
 Record = dict[str, Any]
 
 
 def identity_config(config: dict[str, Any]) -> dict[str, Any]:
     """The part of a run's resolved config that decides what is computed: not where the data lie, nor the device."""
-    part = {key: config[key] for key in IDENTITY}
+    part = {key: config[key] for key in IDENTITY if key in config}
     part["data"] = {key: value for key, value in part["data"].items() if key != "root"}
     return part
 

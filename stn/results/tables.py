@@ -23,6 +23,7 @@ class Table:
     name: str
     title: str
     metric: str
+    unit: str
     column_key: str
     columns: dict[str, str]
     rows: dict[str, str]
@@ -129,7 +130,7 @@ def cells(table: Table, records: list[Record], schedule: str, budget: int) -> li
 
 def grid(table: Table, found: list[Cell]) -> list[list[str]]:
     """The table as text, header first; a cell reads ours / paper's."""
-    rows = [["% error, ours / paper", *table.columns.values()]]
+    rows = [[f"{table.unit}, ours / paper", *table.columns.values()]]
     width = len(table.columns)
     for i in range(0, len(found), width):
         line = [f"{cell} / {'-' if cell.paper is None else cell.paper}" for cell in found[i : i + width]]

@@ -19,7 +19,8 @@ from omegaconf import DictConfig, OmegaConf
 from stn.networks.mnist import num_params
 from stn.results import records
 from stn.training import checkpoint
-from stn.training.classification import Classification, Diverged
+from stn.training.classification import Classification
+from stn.training.engine import Diverged, Training
 from stn.training.health import Health
 from stn.training.logs import Log
 from stn.training.progress import Progress
@@ -27,6 +28,7 @@ from stn.training.progress import Progress
 log = logging.getLogger(__name__)
 PACKAGES = ("torch", "torchvision", "pytorch-lightning", "hydra-core", "wandb", "numpy")
 PROBE = 8  # test images whose warp is drawn
+NAMED = ("distortion", "digit", "size_px")  # what a run's name says of its data
 
 
 def run(cfg: DictConfig, overrides: list[str]) -> records.Record:
@@ -82,7 +84,7 @@ def build_network(model: Any, data: Any) -> torch.nn.Module:
 
 def run_name(identity: dict[str, Any]) -> str:
     """A name for people and the identity's digits for machines; the run's folder and its W&B run are called so."""
-    parts = [identity["experiment_name"], *([d] if (d := identity["data"].get("distortion")) else [])]
+    parts = [identity["experiment_name"], *(str(identity["data"][key]) for key in NAMED if key in identity["data"])]
     return "-".join([*parts, identity["schedule_name"], f"seed{identity['seed']}", records.identity(identity)])
 
 
@@ -103,14 +105,15 @@ def _train(
     schedule = instantiate(cfg.schedule)
     data = instantiate(cfg.data)
     network = build_network(cfg.model, data)
-    module = Classification(network, data, schedule, cfg.seed, cfg.precision)
+    objective = instantiate(cfg.objective) if "objective" in cfg else Classification()
+    module = Training(network, data, objective, schedule, cfg.seed, cfg.precision)
     (folder / "config.json").write_text(json.dumps(config, indent=1))
     log.info(
         "%s: %d parameters, %d steps of %d images; everything goes to %s",
         folder.name, num_params(network), schedule.steps, schedule.batch_size, folder,
     )  # fmt: skip
 
-    probe = data.test.tensors[0][:PROBE, None].float() / 255
+    probe = next(iter(data.test_batches()))[0][:PROBE]
     saver = checkpoint.Checkpoint(folder / "checkpoint.ckpt", cfg.checkpoint_every_s)
     logger = _logger(cfg, config, folder)
     trainer = pl.Trainer(
@@ -139,7 +142,7 @@ def _train(
         "budget": cfg.budget,
         "overrides": overrides,
         "config": identity,
-        "made_data": False,
+        "made_data": data.made,
         "params": num_params(network),
         "steps": schedule.steps,
         "versions": {package: version(package) for package in PACKAGES} | {"python": platform.python_version()},
