@@ -1,4 +1,4 @@
-"""The classifiers of A.4 (distorted MNIST) and A.1 (addition), with and without spatial transformers, sized by a budget."""
+"""The classifiers of A.4 and A.1 for MNIST, with and without spatial transformers, sized by a parameter budget."""
 
 from collections.abc import Callable
 
