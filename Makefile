@@ -8,7 +8,7 @@ ARGS ?=# further overrides for run.py, such as threads=1 or logger=none
 PY := .venv/bin/python
 SETUP := .venv/.ready
 
-.PHONY: help setup data test lint bench figures reproduce-table1 records
+.PHONY: help setup data test lint bench figures reproduce-table1 reproduce-uses records
 
 help: ## these targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 20
@@ -28,7 +28,9 @@ data: $(SETUP) ## fetch and check MNIST (55 MB) into data/mnist
 
 reproduce-table1: ## Table 1: train what is not finished yet, then the table (SCHEDULE, SEEDS, LAUNCHER, ARGS)
 
-reproduce-table1: reproduce-%: data
+reproduce-uses: ## theta fed forward, in series, another size, recurrent, on RTS (docs/uses.md)
+
+reproduce-table1 reproduce-uses: reproduce-%: data
 	@status=0; $(PY) run.py table=$* schedule=$(SCHEDULE) seed=$(SEEDS) hydra/launcher=$(LAUNCHER) $(ARGS) || status=$$?; \
 	$(PY) scripts/table.py $* --schedule $(SCHEDULE) && exit $$status
 

@@ -66,7 +66,7 @@ def cnn(in_shape: Shape, width: int, classes: int) -> nn.Sequential:
 class StClassifier(nn.Module):
     """A spatial transformer on the input, its output averaged by `pool`, then a classifier that sees V alone."""
 
-    def __init__(self, transformer: SpatialTransformer, pool: int, classifier: nn.Module):
+    def __init__(self, transformer: nn.Module, pool: int, classifier: nn.Module):
         super().__init__()
         self.transformer = transformer
         self.pool = nn.AvgPool2d(pool) if pool > 1 else nn.Identity()
@@ -74,6 +74,13 @@ class StClassifier(nn.Module):
 
     def forward(self, u: Float[Tensor, "b c h w"]) -> Float[Tensor, "b k"]:
         return self.classifier(self.pool(self.transformer(u)))
+
+
+def pool_of(in_shape: Shape) -> tuple[int, Shape]:
+    """The side of A.4's average pool behind the transformer, 2 where the canvas is larger than a digit (RTS, TC), and
+    the shape that is left for the classifier."""
+    pool = 2 if in_shape[-1] > 28 else 1
+    return pool, (in_shape[0], *(side // pool for side in in_shape[1:]))
 
 
 def num_params(network: nn.Module) -> int:
@@ -119,8 +126,7 @@ def build(
         return classifier(in_shape, solve_width(lambda w: classifier(in_shape, w, classes), budget), classes)
     if transform is None:
         raise ValueError("a localisation needs a transform to predict: choose one of conf/transform")
-    pool = 2 if in_shape[-1] > 28 else 1
-    seen = (in_shape[0], *(side // pool for side in in_shape[1:]))
+    pool, seen = pool_of(in_shape)
 
     def whole(width: int) -> nn.Module:
         transformer = SpatialTransformer(localisation(in_shape, transform), transform, kernel=kernel)

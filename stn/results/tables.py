@@ -129,11 +129,14 @@ def cells(table: Table, records: list[Record], schedule: str, budget: int) -> li
 
 
 def grid(table: Table, found: list[Cell]) -> list[list[str]]:
-    """The table as text, header first; a cell reads ours / paper's."""
-    rows = [[f"{table.unit}, ours / paper", *table.columns.values()]]
+    """The table as text, header first; a cell reads ours / paper's, or ours alone where the paper has no figures."""
+    rows = [[f"{table.unit}, ours / paper" if table.paper else table.unit, *table.columns.values()]]
     width = len(table.columns)
     for i in range(0, len(found), width):
-        line = [f"{cell} / {'-' if cell.paper is None else cell.paper}" for cell in found[i : i + width]]
+        line = [
+            f"{cell} / {'-' if cell.paper is None else cell.paper}" if table.paper else str(cell)
+            for cell in found[i : i + width]
+        ]
         rows.append([found[i].row, *line])
     return rows
 
