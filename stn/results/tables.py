@@ -2,7 +2,7 @@
 
 import csv
 import statistics
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,10 @@ NEUTRAL = {"experiment", "table", "schedule", "seed", "budget", "runs_dir", "dev
 
 @dataclass(frozen=True)
 class Table:
-    """One file of conf/table: rows are experiments, columns values of one config key, paper the printed figures."""
+    """One file of conf/table: rows are experiments, columns values of one config key, paper the printed figures.
+
+    `borrowed` rows are another table's, shown for comparison: their records alone make no table.
+    """
 
     name: str
     title: str
@@ -29,6 +32,7 @@ class Table:
     rows: dict[str, str]
     paper: dict[str, dict[str, float]]
     notes: list[str]
+    borrowed: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -95,7 +99,7 @@ def schedules(table: Table, records: list[Record]) -> list[tuple[str, int]]:
     """The (schedule, budget) pairs that the table has records of, the longest schedule first."""
     steps: dict[tuple[str, int], int] = {}
     for record in records:
-        if belongs(table, record):
+        if belongs(table, record) and record["experiment"] not in table.borrowed:
             steps[record["schedule"], record["budget"]] = record["config"]["schedule"]["steps"]
     return sorted(steps, key=lambda pair: (-steps[pair], pair))
 
