@@ -1,4 +1,8 @@
-"""Draw docs/figures/aliasing.png: what sampling fewer points than U has pixels does to it, and the remedy."""
+"""Draw the figures of docs/uses.md into docs/figures.
+
+aliasing.png: what sampling fewer points than U has pixels does to it, and the remedy.  recurrent.png: how a trained
+recurrent transformer corrects itself; it needs the run, below runs/, or its weights in results/weights.
+"""
 
 import argparse
 import math
@@ -6,10 +10,11 @@ import sys
 from pathlib import Path
 
 import torch
+from figures import find
 from PIL import Image
 from torch import Generator, Tensor
 
-from stn import Affine, SpatialTransformer, draw
+from stn import Affine, SpatialTransformer, draw, trace
 from stn.datasets.mnist import DistortedMnist
 
 ROOT = Path(__file__).parent.parent
@@ -64,13 +69,32 @@ def aliasing() -> Image.Image:
     return draw.stack(rows)
 
 
+def recurrent(folder: Path, columns: int = 8) -> Image.Image | None:
+    """The first test images, and for every look of a trained recurrent transformer its grid on U and its V."""
+    found = find(folder, "mnist_st_fcn_recurrent_3", "rts")
+    if found is None:
+        return None
+    network, data, _ = found
+    u = data.test.tensors[0][:columns].float() / 255
+    rows, names = [[draw.tile(x, SIDE_PX // 2) for x in u]], ["U"]
+    for i, warp in enumerate(trace(network, u), start=1):
+        size = (warp.v.shape[2], warp.v.shape[3])
+        rows.append([draw.grid_tile(x, s, size, SIDE_PX // 2) for x, s in zip(u, warp.source, strict=True)])
+        rows.append([draw.tile(v, SIDE_PX // 2) for v in warp.v])
+        names += [f"look {i}: grid", f"V {i}"]
+    return draw.label(draw.stack(rows), names)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=Path, default=ROOT / "runs", help="where your own runs are (default: runs)")
     parser.add_argument("--out", type=Path, default=ROOT / "docs/figures", help="default: docs/figures")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
-    aliasing().save(options.out / "aliasing.png", optimize=True)
-    print(f"written: {options.out / 'aliasing.png'}")
+    for name, picture in {"aliasing": aliasing(), "recurrent": recurrent(options.runs)}.items():
+        if picture is not None:
+            picture.save(options.out / f"{name}.png", optimize=True)
+            print(f"written: {options.out / name}.png")
 
 
 if __name__ == "__main__":

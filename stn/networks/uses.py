@@ -101,8 +101,8 @@ def series(in_shape: Shape, classes: int, budget: int, transform: Transform) -> 
 def resized(in_shape: Shape, classes: int, budget: int, transform: Transform, out_px: int, pool: int) -> nn.Module:
     """ST-FCN whose classifier sees out_px x out_px pixels, each the mean of pool x pool sampled points.
 
-    With pool = 1 they are sampled directly, which aliases where a step of the grid is longer than the pixel of U that
-    the kernel reads (Sect. 3.4); with pool = in_px / out_px they are sampled at U's own density first.
+    With pool = 1 they are sampled directly, which aliases where a step of the grid is longer than the two pixels of U
+    that the kernel spans (Sect. 3.4); with pool = in_px / out_px they are sampled at U's own density first.
     """
     if out_px < 1 or pool < 1:
         raise ValueError(f"model.out_px={out_px} and model.pool={pool} have to be 1 or more")
