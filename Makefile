@@ -8,7 +8,9 @@ ARGS ?=# further overrides for run.py, such as threads=1 or logger=none
 PY := .venv/bin/python
 SETUP := .venv/.ready
 
-.PHONY: help setup data test lint bench figures reproduce-table1 reproduce-table4 records
+TABLES := $(addprefix reproduce-,table1 table4 uses)
+
+.PHONY: help setup data test lint bench figures records $(TABLES)
 
 help: ## these targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 20
@@ -30,15 +32,18 @@ reproduce-table1: ## Table 1: train what is not finished yet, then the table (SC
 
 reproduce-table4: ## Table 4: MNIST addition, likewise
 
-reproduce-table1 reproduce-table4: reproduce-%: data
+reproduce-uses: ## theta fed forward, in series, another size, recurrent, on RTS (docs/uses.md)
+
+$(TABLES): reproduce-%: data
 	@status=0; $(PY) run.py table=$* schedule=$(SCHEDULE) seed=$(SEEDS) hydra/launcher=$(LAUNCHER) $(ARGS) || status=$$?; \
 	$(PY) scripts/table.py $* --schedule $(SCHEDULE) && exit $$status
 
 records: $(SETUP) ## keep the records of finished runs (runs/) in git (results/records/)
 	@$(PY) scripts/keep_records.py
 
-figures: data ## docs/figures: samples of every distortion, what recorded transformers do
+figures: data ## docs/figures: samples of every distortion, what recorded transformers do, aliasing
 	@$(PY) scripts/figures.py
+	@$(PY) scripts/figures_uses.py
 
 bench: data ## speed, each against its usual way, side by side (about five minutes)
 	@$(PY) scripts/bench.py

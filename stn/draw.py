@@ -9,7 +9,13 @@ LABEL_PX = 96
 
 
 def tile(image: Tensor, side_px: int) -> Image.Image:
-    """One image (C, H, W) with values in [0, 1], C 1 or 3, as a square of side_px with hard pixel edges."""
+    """One image (C, H, W) with values in [0, 1] as a square of side_px with hard pixel edges.
+
+    Feature maps, C neither 1 nor 3, are shown as their mean over the largest value of it.
+    """
+    if image.shape[0] not in (1, 3):
+        image = image.mean(0, keepdim=True)
+        image = image / image.amax().clamp(min=1e-6)
     array = (image.detach().float().cpu().clamp(0, 1) * 255).byte().expand(3, -1, -1).permute(1, 2, 0).numpy()
     return Image.fromarray(array).resize((side_px, side_px), Image.Resampling.NEAREST)
 

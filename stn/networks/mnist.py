@@ -73,7 +73,7 @@ class Parallel(nn.ModuleList):
 class StClassifier(nn.Module):
     """What transforms the input, its output averaged by `pool`, then a classifier that sees V alone."""
 
-    def __init__(self, transformer: SpatialTransformer | Parallel, pool: int, classifier: nn.Module):
+    def __init__(self, transformer: nn.Module, pool: int, classifier: nn.Module):
         super().__init__()
         self.transformer = transformer
         self.pool = nn.AvgPool2d(pool) if pool > 1 else nn.Identity()
@@ -81,6 +81,13 @@ class StClassifier(nn.Module):
 
     def forward(self, u: Float[Tensor, "b c h w"]) -> Float[Tensor, "b k"]:
         return self.classifier(self.pool(self.transformer(u)))
+
+
+def pool_of(in_shape: Shape) -> tuple[int, Shape]:
+    """The side of A.4's average pool behind the transformer, 2 where the canvas is larger than a digit (RTS, TC), and
+    the shape that is left for the classifier."""
+    pool = 2 if in_shape[-1] > 28 else 1
+    return pool, (in_shape[0], *(side // pool for side in in_shape[1:]))
 
 
 def num_params(network: nn.Module) -> int:
@@ -129,8 +136,8 @@ def build(
         raise ValueError("a localisation needs a transform to predict: choose one of conf/transform")
     if num_transformers < 1:
         raise ValueError(f"num_transformers={num_transformers} has to be 1 or more")
-    pool = 2 if in_shape[-1] > 28 else 1
-    seen = (num_transformers * in_shape[0], *(side // pool for side in in_shape[1:]))
+    pool, (channels, *sides) = pool_of(in_shape)
+    seen = (num_transformers * channels, *sides)
 
     def whole(width: int) -> nn.Module:
         transformers = [

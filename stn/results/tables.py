@@ -2,7 +2,7 @@
 
 import csv
 import statistics
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,10 @@ NEUTRAL = {"experiment", "table", "schedule", "seed", "budget", "runs_dir", "dev
 
 @dataclass(frozen=True)
 class Table:
-    """One file of conf/table: rows are experiments, columns values of one config key, paper the printed figures."""
+    """One file of conf/table: rows are experiments, columns values of one config key, paper the printed figures.
+
+    `borrowed` rows are another table's, shown for comparison: their records alone make no table.
+    """
 
     name: str
     title: str
@@ -29,6 +32,7 @@ class Table:
     rows: dict[str, str]
     paper: dict[str, dict[str, float]]
     notes: list[str]
+    borrowed: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -95,7 +99,7 @@ def schedules(table: Table, records: list[Record]) -> list[tuple[str, int]]:
     """The (schedule, budget) pairs that the table has records of, the longest schedule first."""
     steps: dict[tuple[str, int], int] = {}
     for record in records:
-        if belongs(table, record):
+        if belongs(table, record) and record["experiment"] not in table.borrowed:
             steps[record["schedule"], record["budget"]] = record["config"]["schedule"]["steps"]
     return sorted(steps, key=lambda pair: (-steps[pair], pair))
 
@@ -129,11 +133,14 @@ def cells(table: Table, records: list[Record], schedule: str, budget: int) -> li
 
 
 def grid(table: Table, found: list[Cell]) -> list[list[str]]:
-    """The table as text, header first; a cell reads ours / paper's."""
-    rows = [[f"{table.unit}, ours / paper", *table.columns.values()]]
+    """The table as text, header first; a cell reads ours / paper's, or ours alone where the paper has no figures."""
+    rows = [[f"{table.unit}, ours / paper" if table.paper else table.unit, *table.columns.values()]]
     width = len(table.columns)
     for i in range(0, len(found), width):
-        line = [f"{cell} / {'-' if cell.paper is None else cell.paper}" for cell in found[i : i + width]]
+        line = [
+            f"{cell} / {'-' if cell.paper is None else cell.paper}" if table.paper else str(cell)
+            for cell in found[i : i + width]
+        ]
         rows.append([found[i].row, *line])
     return rows
 
