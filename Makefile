@@ -8,7 +8,7 @@ ARGS ?=# further overrides for run.py, such as threads=1 or logger=none
 PY := .venv/bin/python
 SETUP := .venv/.ready
 
-.PHONY: help setup data test lint bench figures reproduce-table1 records
+.PHONY: help setup data test lint bench figures reproduce-table1 reproduce-3d records
 
 help: ## these targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 20
@@ -27,8 +27,10 @@ data: $(SETUP) ## fetch and check MNIST (55 MB) into data/mnist
 	@$(PY) scripts/prepare.py
 
 reproduce-table1: ## Table 1: train what is not finished yet, then the table (SCHEDULE, SEEDS, LAUNCHER, ARGS)
+reproduce-3d: SCHEDULE = fast_3d
+reproduce-3d: ## 3D MNIST (A.3, Figure 5), likewise; SCHEDULE is fast_3d unless given
 
-reproduce-table1: reproduce-%: data
+reproduce-table1 reproduce-3d: reproduce-%: data
 	@status=0; $(PY) run.py table=$* schedule=$(SCHEDULE) seed=$(SEEDS) hydra/launcher=$(LAUNCHER) $(ARGS) || status=$$?; \
 	$(PY) scripts/table.py $* --schedule $(SCHEDULE) && exit $$status
 
