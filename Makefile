@@ -37,8 +37,9 @@ reproduce-table1 reproduce-3d: reproduce-%: data
 records: $(SETUP) ## keep the records of finished runs (runs/) in git (results/records/)
 	@$(PY) scripts/keep_records.py
 
-figures: data ## docs/figures: samples of every distortion, what recorded transformers do
+figures: data ## docs/figures: samples of every distortion, what recorded transformers do, Figure 5
 	@$(PY) scripts/figures.py
+	@$(PY) scripts/figures_3d.py
 
 bench: data ## speed, each against its usual way, side by side (about five minutes)
 	@$(PY) scripts/bench.py

@@ -5,6 +5,7 @@ Coordinates are those of `stn.sampler`, in the order (x, y, z) over a volume (D,
 """
 
 import hashlib
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from stn.sampler import regular_grid, sample
 from stn.transforms import Affine3d
 
 VOLUME_PX = 60
-AT_ONCE = 4 * VOLUME_PX**3  # voxels rendered at once: their grid stays in the cache, three times as fast as a batch's
+AT_ONCE = 8  # volumes rendered at once: their grid stays in the cache
 TEST_VOXELS = 50 * VOLUME_PX**3  # of a test batch
 BYTES_PER_VOXEL = 40  # of a training batch, forward and backward together; measured, see docs/voxel.md
 Params = dict[str, Tensor]
@@ -32,7 +33,7 @@ class Pose:
     The turned slab, DIGIT_PX x DIGIT_PX x thickness_px, stays inside the volume.
     """
 
-    max_angle_deg: float = 60.0
+    max_angle_deg: float = 45.0
     thickness_px: float = 8.0
 
     def draw(self, n: int, generator: Generator, dtype: torch.dtype = torch.float32) -> Params:
@@ -46,12 +47,6 @@ class Pose:
         room_px = VOLUME_PX / 2 - rotation(angle_deg).abs() @ half
         return {"angle_deg": angle_deg, "shift_px": room_px * uniform()}
 
-    def theta(self, params: Params) -> Float[Tensor, "b 12"]:
-        """slab = R^T (volume - shift), both in units of the digit's half side, as a theta of `Affine3d`."""
-        back = rotation(params["angle_deg"]).mT
-        shift = params["shift_px"][:, :, None]
-        return torch.cat([back * VOLUME_PX / DIGIT_PX, -2 / DIGIT_PX * back @ shift], dim=2).flatten(1)
-
 
 def rotation(angle_deg: Float[Tensor, "b 3"]) -> Float[Tensor, "b 3 3"]:
     """R = R_z R_y R_x, each right-handed in (x, y, z): z points into the screen, so about z clockwise on it."""
@@ -64,24 +59,56 @@ def rotation(angle_deg: Float[Tensor, "b 3"]) -> Float[Tensor, "b 3 3"]:
 
 
 def render(
-    digits: UInt8[Tensor, "b 28 28"], theta: Float[Tensor, "b 12"], thickness_px: float, size_px: int
+    digits: UInt8[Tensor, "b 28 28"], params: Params, thickness_px: float, size_px: int
 ) -> Float[Tensor, "b 1 s s s"]:
-    """The volumes of extruded digits, in [0, 1] with 0 for the background.
+    """The volumes of extruded digits in the poses of `Pose.draw`, in [0, 1] with 0 for the background.
 
-    A slab is constant along its own z, so a volume is the digit read bilinearly at the slab's (x, y), once a voxel,
-    times the part of the voxel's width that lies between the slab's two faces: a third of what trilinear reading costs.
+    A slab is constant along its own z, so a voxel is the digit read bilinearly at the slab's (x, y) times the part of
+    its width that lies between the slab's faces: a third of what trilinear reading costs.  Only a cube that holds the
+    slab in any pose is computed, at a whole-voxel place of its own.
     """
-    size = (size_px,) * 3
-    target = regular_grid(size, theta.dtype, theta.device)
-    u = torch.empty(len(digits), 1, *size, dtype=theta.dtype, device=theta.device)
     voxel_px = VOLUME_PX / size_px
-    chunk = max(1, AT_ONCE // size_px**3)
-    for part, digit, a in zip(u.split(chunk), digits.split(chunk), theta.split(chunk), strict=True):
-        xy, z = Affine3d()(a, target).split([2, 1], dim=2)
-        inside = (thickness_px / 2 - z.mT.abs() * (DIGIT_PX / 2)) / voxel_px + 0.5
-        ink = sample(digit[:, None].to(a.dtype) / 255, xy, (1, target.shape[0]))
-        part.copy_((ink.flatten(1) * inside.flatten(1).clamp(0, 1)).view_as(part))
+    back, shift = rotation(params["angle_deg"]).mT, params["shift_px"] / voxel_px
+    diagonal_px = math.hypot(DIGIT_PX, DIGIT_PX, thickness_px)
+    side = min(math.ceil(diagonal_px / voxel_px) + 2, size_px)  # a voxel each way for soft faces and whole places
+    corner = (shift + (size_px - side) / 2).round().clamp(0, size_px - side)
+    centre = corner + (side - size_px) / 2
+    # slab = R^T (cube - shift), in units of the digit's half side
+    theta = torch.cat([back * side / 2, back @ (centre - shift)[:, :, None]], dim=2) * 2 * voxel_px / DIGIT_PX
+    target = regular_grid((side,) * 3, theta.dtype, theta.device)
+    u = theta.new_zeros(len(digits), 1, *(size_px,) * 3)
+    places = corner.long().tolist()
+    for first in range(0, len(digits), AT_ONCE):
+        part = slice(first, first + AT_ONCE)
+        xy, z = Affine3d()(theta[part].flatten(1), target).split([2, 1], dim=2)
+        inside = ((thickness_px - z.mT.abs() * DIGIT_PX) / (2 * voxel_px) + 0.5).clamp(0, 1)
+        ink = sample(digits[part, None].to(theta.dtype) / 255, xy, (1, len(target)))
+        cubes = (ink[:, 0] * inside).view(-1, side, side, side)
+        for volume, cube, (x, y, z0) in zip(u[part, 0], cubes, places[part], strict=True):
+            volume[z0 : z0 + side, y : y + side, x : x + side] = cube
     return u
+
+
+def free_bytes(device: torch.device) -> int | None:
+    """Memory that can still be had on a device; None where the system does not say (no Linux, no CUDA)."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
+    info = Path("/proc/meminfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")), None)
+
+
+def check_memory(n: int, size_px: int, device: torch.device) -> None:
+    """Raise ValueError, in one line, unless there is memory for training steps with n volumes of size_px^3 voxels."""
+    need, free = n * size_px**3 * BYTES_PER_VOXEL, free_bytes(device)
+    if free is not None and need > free:
+        raise ValueError(
+            f"{n} volumes of {size_px}^3 voxels take about {need / 1e9:.1f} GB, forward and backward, and "
+            f"{free / 1e9:.1f} GB are free on {device.type}: lower schedule.batch_size={n} or data.size_px={size_px}"
+            if n > 1
+            else f"one volume of {size_px}^3 voxels takes about {need / 1e9:.1f} GB, forward and backward, and "
+            f"{free / 1e9:.1f} GB are free on {device.type}: lower data.size_px={size_px}"
+        )
 
 
 class VoxelMnist:
@@ -97,6 +124,8 @@ class VoxelMnist:
     def __init__(self, root: str | Path, size_px: int, max_angle_deg: float, thickness_px: float):
         if not isinstance(size_px, int) or size_px < 1:
             raise ValueError(f"data.size_px={size_px} has to be a whole number of voxels, 1 or more; the paper's is 60")
+        check_memory(1, size_px, torch.device("cpu"))  # test volumes are rendered there
+        self.fits = 0  # volumes of a batch that have been found to fit
         self.in_shape = (1, size_px, size_px, size_px)
         self.pose = Pose(max_angle_deg, thickness_px)
         self.digits, self.labels = load_digits(root, "train")
@@ -109,15 +138,21 @@ class VoxelMnist:
         self.digits, self.labels = self.digits.to(device), self.labels.to(device)
 
     def batch(self, n: int, generator: Generator) -> tuple[Float[Tensor, "b 1 s s s"], Int[Tensor, " b"]]:
-        """n training volumes, drawn with replacement in fresh poses, on the generator's device."""
+        """n training volumes, drawn with replacement in fresh poses, on the generator's device.
+
+        Raises ValueError, before anything is allocated, where there is no memory for them.
+        """
+        if n > self.fits:
+            check_memory(n, self.in_shape[1], generator.device)
+            self.fits = n
         index = torch.randint(len(self.digits), (n,), generator=generator, device=generator.device)
-        theta = self.pose.theta(self.pose.draw(n, generator))
-        return render(self.digits[index], theta, self.pose.thickness_px, self.in_shape[1]), self.labels[index]
+        params = self.pose.draw(n, generator)
+        return render(self.digits[index], params, self.pose.thickness_px, self.in_shape[1]), self.labels[index]
 
     def test_volumes(self, index: Int[Tensor, " b"]) -> Float[Tensor, "b 1 s s s"]:
         """These volumes of the frozen test set."""
-        theta = self.pose.theta({key: value[index] for key, value in self.test_params.items()}).float()
-        return render(self.test_digits[index], theta, self.pose.thickness_px, self.in_shape[1])
+        params = {key: value[index].float() for key, value in self.test_params.items()}
+        return render(self.test_digits[index], params, self.pose.thickness_px, self.in_shape[1])
 
     def test_batches(self) -> Iterator[tuple[Float[Tensor, "b 1 s s s"], Int[Tensor, " b"]]]:
         """The frozen test set, rendered batch by batch: as 8-bit voxels it would take 2 GB."""

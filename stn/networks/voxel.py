@@ -12,7 +12,7 @@ from stn.transformer import SpatialTransformer
 from stn.transforms import Transform
 
 
-def convolutional(in_shape: Shape, transform: Transform, channels: int = 20, downsample: int = 3) -> nn.Sequential:
+def convolutional(in_shape: Shape, transform: Transform, channels: int = 20, downsample: int = 4) -> nn.Sequential:
     """A.4's localisation in three dimensions: volume / downsample - conv 5^3 - max 2 - conv 5^3 - FC - theta.
 
     The volume is averaged over downsample^3 voxels; convolutions and FC have `channels` outputs each.
@@ -32,10 +32,14 @@ def convolutional(in_shape: Shape, transform: Transform, channels: int = 20, dow
 
 
 class Projection(nn.Module):
-    """The volume's depth flattened (A.3): the sum over z, an image (B, C, H, W)."""
+    """The volume's depth flattened (A.3): the sum over z, over `unit` voxels, so that it stays near [0, 1]."""
+
+    def __init__(self, unit: float = 8.0):
+        super().__init__()
+        self.unit = unit
 
     def forward(self, u: Float[Tensor, "b c d h w"]) -> Float[Tensor, "b c h w"]:
-        return u.sum(2)
+        return u.sum(2) / self.unit
 
 
 def build(
