@@ -32,9 +32,9 @@ def convolutional(in_shape: Shape, transform: Transform, channels: int = 20, dow
 
 
 class Projection(nn.Module):
-    """The volume's depth flattened (A.3): the sum over z, over `unit` voxels, so that it stays near [0, 1]."""
+    """The volume's depth flattened (A.3): the sum over z, over `unit`, a thickness that then becomes 1."""
 
-    def __init__(self, unit: float = 8.0):
+    def __init__(self, unit: float = 16.0):
         super().__init__()
         self.unit = unit
 
