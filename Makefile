@@ -8,7 +8,7 @@ ARGS ?=# further overrides for run.py, such as threads=1 or logger=none
 PY := .venv/bin/python
 SETUP := .venv/.ready
 
-TABLES := $(addprefix reproduce-,table1 table4 uses)
+TABLES := $(addprefix reproduce-,table1 table4 3d uses)
 
 .PHONY: help setup data test lint bench figures records $(TABLES)
 
@@ -32,6 +32,9 @@ reproduce-table1: ## Table 1: train what is not finished yet, then the table (SC
 
 reproduce-table4: ## Table 4: MNIST addition, likewise
 
+reproduce-3d: SCHEDULE = fast_3d
+reproduce-3d: ## 3D MNIST (A.3, Figure 5), likewise; SCHEDULE is fast_3d unless given
+
 reproduce-uses: ## theta fed forward, in series, another size, recurrent, on RTS (docs/uses.md)
 
 $(TABLES): reproduce-%: data
@@ -41,9 +44,8 @@ $(TABLES): reproduce-%: data
 records: $(SETUP) ## keep the records of finished runs (runs/) in git (results/records/)
 	@$(PY) scripts/keep_records.py
 
-figures: data ## docs/figures: samples of every distortion, what recorded transformers do, aliasing
-	@$(PY) scripts/figures.py
-	@$(PY) scripts/figures_uses.py
+figures: data ## docs/figures: samples of the data, what recorded transformers do
+	@for script in scripts/figures*.py; do $(PY) $$script || exit; done
 
 bench: data ## speed, each against its usual way, side by side (about five minutes)
 	@$(PY) scripts/bench.py

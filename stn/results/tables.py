@@ -70,10 +70,11 @@ def load(path: Path) -> Table:
     return Table(**yaml.safe_load(path.read_text())["table"])
 
 
-def _value(config: dict[str, Any], key: str) -> Any:
+def _value(config: dict[str, Any], key: str) -> str:
+    value: Any = config
     for part in key.split("."):
-        config = config[part]
-    return config
+        value = value[part]
+    return str(value)
 
 
 def belongs(table: Table, record: Record) -> bool:

@@ -76,7 +76,10 @@ class Training(pl.LightningModule):
         if precision not in ("fp32", "bf16"):
             raise ValueError(f"unknown precision={precision!r}: choose fp32 or bf16")
         self.automatic_optimization = False
-        self.network = network.to(memory_format=torch.channels_last)
+        self.network = network
+        for p in network.parameters():
+            if p.dim() == 4:  # a volume's convolutions have no such format
+                p.data = p.data.to(memory_format=torch.channels_last)
         self.data = data
         self.objective = objective
         self.schedule = schedule

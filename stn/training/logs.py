@@ -23,5 +23,6 @@ class Log(pl.Callback):
             logger.log_metrics(entry, step=step)
             if picture_due and hasattr(logger, "log_image"):
                 for warp in trace(module.network, self.probe.to(module.device)):
-                    picture = draw.warps(warp.u, warp.source, warp.v)
+                    rows = draw.warps if warp.v.dim() == 4 else draw.volume_warps
+                    picture = rows(warp.u, warp.source, warp.v)
                     logger.log_image(f"{warp.name}/warp", [picture], step=step)
