@@ -10,7 +10,8 @@ from stn.results.tables import Table, column_of
 COLOURS = ("#000000", "#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f7f7f")
 W, H, LEFT, RIGHT, TOP, BOTTOM = 360, 240, 44, 12, 26, 34  # of a panel and its margins, px
 POINTS = 100  # per line: neighbouring blocks are averaged down to this many
-Line = tuple[str, list[tuple[float, float]]]  # colour and (step, value)
+Number = int | float
+Point = tuple[Number, Number]  # step and value
 
 
 def quantity(table: Table, records: list[Record]) -> str | None:
@@ -29,7 +30,7 @@ def style(row: int) -> tuple[str, str]:
 def panels(table: Table, records: list[Record], key: str) -> list[str]:
     """One SVG per column that has a curve, all on the same axes; a row of the table keeps its colour throughout."""
     rows = list(table.rows)
-    lines: dict[str, list[tuple[int, list[tuple[float, float]]]]] = {column: [] for column in table.columns}
+    lines: dict[str, list[tuple[int, list[Point]]]] = {column: [] for column in table.columns}
     for record in records:
         points = [(e["step"], e[key]) for e in record.get("curve") or [] if math.isfinite(e.get(key, math.nan))]
         if points:
@@ -46,29 +47,27 @@ def panels(table: Table, records: list[Record], key: str) -> list[str]:
     ]
 
 
-def thin(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
+def thin(points: list[Point]) -> list[Point]:
     """At most POINTS points: the last step and the mean value of each run of neighbours."""
     size = -(-len(points) // POINTS)
     parts = [points[i : i + size] for i in range(0, len(points), size)]
     return [(part[-1][0], sum(y for _, y in part) / len(part)) for part in parts]
 
 
-def ticks(low: float, high: float) -> list[float]:
+def ticks(low: Number, high: Number) -> list[Number]:
     """1, 2 and 5 times powers of ten within [low, high]; powers of ten alone over many decades."""
     factors = (1,) if high / low > 1000 else (1, 2, 5)
     exponents = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     return [f * 10.0**e for e in exponents for f in factors if low <= f * 10.0**e <= high]
 
 
-def panel(
-    label: str, lines: list[tuple[int, list[tuple[float, float]]]], key: str, steps: float, low: float, high: float
-) -> str:
+def panel(label: str, lines: list[tuple[int, list[Point]]], key: str, steps: Number, low: Number, high: Number) -> str:
     """The lines (row, [(step, value)]) of one column, steps from 0, values on a log scale from low to high."""
 
-    def x(step: float) -> float:
+    def x(step: Number) -> Number:
         return LEFT + (W - LEFT - RIGHT) * step / steps
 
-    def y(value: float) -> float:
+    def y(value: Number) -> Number:
         share = math.log(max(value, low) / low) / math.log(high / low)
         return H - BOTTOM - (H - TOP - BOTTOM) * share
 

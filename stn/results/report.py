@@ -9,6 +9,7 @@ import math
 import mimetypes
 import re
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
@@ -87,14 +88,14 @@ def show(cell: Cell, errors: bool) -> Shown:
     return Shown(cell.column, said if cell.mean is None else f"{cell.mean:.2f}{spread}", ", ".join(beside), said)
 
 
-def duration(seconds: float) -> str:
+def duration(seconds: int | float) -> str:
     """1.5 h, 12 min or 40 s."""
     if seconds >= 5400:
         return f"{seconds / 3600:.1f} h"
     return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
 
 
-def span(values: list[float], form: str = ",.0f") -> str:
+def span(values: Sequence[int | float], form: str = ",.0f") -> str:
     """From the least to the greatest, one number where they are the same, "not recorded" where there is none."""
     if not values:
         return "not recorded"
