@@ -184,6 +184,7 @@ def pictures(folder: Path) -> list[dict[str, Any]]:
     return [
         {
             "name": name,
+            "file": files[name].relative_to(folder).as_posix(),
             "caption": captions.get(name, name.replace("_", " ")),
             "film": files[name].suffix in FILMS,
             "moves": files[name].suffix in FILMS | {".gif", ".webp"},
