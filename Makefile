@@ -10,7 +10,7 @@ SETUP := .venv/.ready
 
 TABLES := $(addprefix reproduce-,table1 table4 3d uses)
 
-.PHONY: help setup data test lint bench figures records $(TABLES)
+.PHONY: help setup data test lint bench figures records report docs $(TABLES)
 
 help: ## these targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 20
@@ -20,7 +20,7 @@ $(SETUP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; (3, 10) <= v < (3, 14) or sys.exit("error: Python %d.%d does not do; make PYTHON=python3.12 takes another (3.10 to 3.13)" % v)'
 	@echo 'Set-up: the pinned packages go into .venv (PyTorch with CUDA, about 6 GB: a few minutes).'
 	$(PYTHON) -m venv .venv
-	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,joblib]'
+	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,docs,joblib,onnx]'
 	@touch $@
 
 setup: $(SETUP) ## the virtual environment .venv
@@ -46,6 +46,12 @@ records: $(SETUP) ## keep the records of finished runs (runs/) in git (results/r
 
 figures: data ## docs/figures: samples of the data, what recorded transformers do
 	@for script in scripts/figures*.py; do $(PY) $$script || exit; done
+
+report: $(SETUP) ## results/report.html: every table, curve and figure on one page, from the records
+	@$(PY) scripts/report.py
+
+docs: $(SETUP) ## the documentation as a site in site/, warnings are errors
+	@.venv/bin/mkdocs build --quiet --strict
 
 bench: data ## speed, each against its usual way, side by side (about five minutes)
 	@$(PY) scripts/bench.py

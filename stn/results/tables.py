@@ -70,11 +70,12 @@ def load(path: Path) -> Table:
     return Table(**yaml.safe_load(path.read_text())["table"])
 
 
-def _value(config: dict[str, Any], key: str) -> str:
-    value: Any = config
-    for part in key.split("."):
-        value = value[part]
-    return str(value)
+def column_of(table: Table, record: Record) -> str | None:
+    """The value of the table's column key in a record's config, None where it has no such key."""
+    value: Any = record["config"]
+    for part in table.column_key.split("."):
+        value = value.get(part) if isinstance(value, dict) else None
+    return None if value is None else str(value)
 
 
 def belongs(table: Table, record: Record) -> bool:
@@ -83,7 +84,7 @@ def belongs(table: Table, record: Record) -> bool:
         return False
     keys = {override.split("=")[0].lstrip("+~") for override in record["overrides"]}
     foreign = {key for key in keys - NEUTRAL - {table.column_key} if not key.startswith(("hydra", "logger"))}
-    return not foreign and _value(record["config"], table.column_key) in table.columns
+    return not foreign and column_of(table, record) in table.columns
 
 
 def seconds_per_step(records: list[Record], overrides: list[str]) -> float | None:
@@ -110,7 +111,7 @@ def cells(table: Table, records: list[Record], schedule: str, budget: int) -> li
     found: dict[tuple[str, str], dict[int, Record]] = {}
     for record in records:
         if belongs(table, record) and (record["schedule"], record["budget"]) == (schedule, budget):
-            column = _value(record["config"], table.column_key)
+            column = column_of(table, record)
             # a seed counts once, though a machine without fast bf16 gives it another identity
             found.setdefault((record["experiment"], column), {}).setdefault(record["seed"], record)
     result = []
