@@ -79,16 +79,16 @@ def read_numbers(folder: Path, split: str) -> tuple[list[Number], int]:
                 return [Number(*pair) for pair in zip(file["names"].tolist(), digits, strict=True)], int(
                     file["dropped"]
                 )
-    for name, tar, member in digitstruct.members(archive):
-        if name == "digitStruct.mat":
-            mat: Any = tar.extractfile(member)
-            break
-    else:
-        raise ValueError(f"{archive} has no digitStruct.mat: delete it to fetch it again")
     scratch = folder / f".{split}.mat"
     try:
-        with open(scratch, "wb") as file:
-            shutil.copyfileobj(mat, file)
+        for name, tar, member in digitstruct.members(archive):
+            if name == "digitStruct.mat":
+                mat: Any = tar.extractfile(member)
+                with open(scratch, "wb") as file:
+                    shutil.copyfileobj(mat, file)
+                break
+        else:
+            raise ValueError(f"{archive} has no digitStruct.mat: delete it to fetch it again")
         found = digitstruct.read(scratch)
     finally:
         scratch.unlink(missing_ok=True)
@@ -271,7 +271,7 @@ class Svhn:
 
 
 def _picture(rows: np.ndarray) -> UInt8[Tensor, "b 3 s s"]:
-    return torch.from_numpy(np.ascontiguousarray(rows)).permute(0, 3, 1, 2)
+    return torch.from_numpy(np.array(rows)).permute(0, 3, 1, 2)
 
 
 class RenderedNumbers(Svhn):
