@@ -38,7 +38,7 @@ def run(cfg: DictConfig, overrides: list[str]) -> records.Record:
     """
     config: Any = OmegaConf.to_container(cfg, resolve=True)
     for key, least in (("seed", 0), ("budget", 1), ("threads", 1), ("pictures", 0), ("checkpoint_every_s", 0)):
-        value = least if key == "threads" and config[key] is None else config[key]
+        value = least if key in ("threads", "budget") and config[key] is None else config[key]
         if not isinstance(value, int) or value < least:
             raise ValueError(f"{key}={value} has to be a whole number, {least} or more")
     if config["seed"] >= 2**32:
