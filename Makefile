@@ -8,7 +8,7 @@ ARGS ?=# further overrides for run.py, such as threads=1 or logger=none
 PY := .venv/bin/python
 SETUP := .venv/.ready
 
-.PHONY: help setup data test lint bench figures reproduce-table1 records
+.PHONY: help setup data test lint bench figures reproduce-table1 data-cub reproduce-table3 records
 
 help: ## these targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 20
@@ -26,9 +26,15 @@ setup: $(SETUP) ## the virtual environment .venv
 data: $(SETUP) ## fetch and check MNIST (55 MB) into data/mnist
 	@$(PY) scripts/prepare.py
 
+data-cub: $(SETUP) ## fetch, check and unpack CUB-200-2011 (1.2 GB) into data/cub
+	@$(PY) scripts/prepare.py cub
+
 reproduce-table1: ## Table 1: train what is not finished yet, then the table (SCHEDULE, SEEDS, LAUNCHER, ARGS)
 
-reproduce-table1: reproduce-%: data
+reproduce-table3: ## Table 3, birds (SCHEDULE=cub; cub_small with ARGS=data.dataset=made_birds needs neither CUB nor a GPU)
+reproduce-table3: SCHEDULE = cub
+
+reproduce-table1 reproduce-table3: reproduce-%: data
 	@status=0; $(PY) run.py table=$* schedule=$(SCHEDULE) seed=$(SEEDS) hydra/launcher=$(LAUNCHER) $(ARGS) || status=$$?; \
 	$(PY) scripts/table.py $* --schedule $(SCHEDULE) && exit $$status
 
