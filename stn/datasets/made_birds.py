@@ -111,7 +111,7 @@ def draw(k: int, rng: np.random.Generator) -> tuple[Image.Image, dict[str, Point
     for x in (-0.03, 0.04):
         polygon([(x, 0.12), (x + 0.015, 0.12), (x + 0.03, 0.30), (x + 0.015, 0.30)], colours["beak"])
     polygon([(-0.22, -0.06), (-0.56, 0.03), (-0.52, 0.13), (-0.20, 0.10)], colours["tail"])
-    ellipse((0, 0), 0.30, 0.17, colours["body"], -0.25)
+    ellipse((0.0, 0.0), 0.30, 0.17, colours["body"], -0.25)
     polygon([(0.10, -0.13), (0.24, -0.30), (0.40, -0.14), (0.26, 0.05)], colours["body"])
     ellipse((-0.09, -0.01), 0.22, 0.10, colours["wing"], 0.12)
     polygon([(0.39, -0.24), (0.50, -0.175), (0.39, -0.14)], colours["beak"])
