@@ -8,9 +8,9 @@ ARGS ?=# further overrides for run.py, such as threads=1 or logger=none
 PY := .venv/bin/python
 SETUP := .venv/.ready
 
-TABLES := $(addprefix reproduce-,table1 table2 table4 3d uses)
+TABLES := $(addprefix reproduce-,table1 table2 table3 table4 3d uses)
 
-.PHONY: help setup data test lint bench figures records report docs data-svhn data-svhn-rendered $(TABLES)
+.PHONY: help setup data test lint bench figures records report docs data-svhn data-svhn-rendered data-cub $(TABLES)
 
 help: ## these targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 20
@@ -36,10 +36,16 @@ data-svhn-rendered: $(SETUP) ## draw and crop 30,000 house numbers (2.5 GB, made
 	@$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[svhn]'
 	@$(PY) scripts/prepare.py svhn_rendered
 
+data-cub: $(SETUP) ## fetch, check and unpack CUB-200-2011 (1.2 GB) into data/cub
+	@$(PY) scripts/prepare.py cub
+
 reproduce-table1: data ## Table 1: train what is not finished yet, then the table (SCHEDULE, SEEDS, LAUNCHER, ARGS)
 
 reproduce-table2: SCHEDULE = svhn
 reproduce-table2: ## Table 2, likewise: SVHN, or made numbers (SCHEDULE=svhn_small ARGS=data=svhn_rendered)
+
+reproduce-table3: SCHEDULE = cub
+reproduce-table3: ## Table 3, likewise: birds, or made ones (SCHEDULE=cub_small ARGS=data.dataset=made_birds)
 
 reproduce-table4: data ## Table 4: MNIST addition, likewise
 

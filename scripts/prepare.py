@@ -15,6 +15,12 @@ def prepare_mnist(options: argparse.Namespace) -> str:
     return f"{len(paths)} files in {options.root / 'mnist'}, every sha256 right"
 
 
+def prepare_cub(options: argparse.Namespace) -> str:
+    from stn.datasets.cub_files import fetch_cub, read
+
+    return f"{len(read(fetch_cub(options.root)).paths)} images in {options.root / 'cub'}"
+
+
 def prepare_svhn(options: argparse.Namespace) -> str:
     from stn.datasets.svhn import prepare
 
@@ -36,7 +42,7 @@ def prepare_svhn_rendered(options: argparse.Namespace) -> str:
     return ", ".join(str(prepare(folder, size_px, dict(rendered.COUNTS))) for size_px in options.size_px)
 
 
-DATASETS = {"mnist": prepare_mnist, "svhn": prepare_svhn, "svhn_rendered": prepare_svhn_rendered}
+DATASETS = {"mnist": prepare_mnist, "cub": prepare_cub, "svhn": prepare_svhn, "svhn_rendered": prepare_svhn_rendered}
 
 
 def main() -> None:

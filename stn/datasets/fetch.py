@@ -100,7 +100,7 @@ def _state(path: Path, digest: str) -> str:
     return "right" if sha256(path) == digest else "damaged (its sha256 is not the manifest's)"
 
 
-def _install(data, path: Path, digest: str) -> bool:
+def install(data, path: Path, digest: str) -> bool:
     """Write a stream to `path` in one step, if it holds the right bytes."""
     with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
         try:
@@ -121,7 +121,7 @@ def _from_mirrors(name: str, entry: dict, path: Path) -> bool:
     for mirror in entry["mirrors"]:
         try:
             with urllib.request.urlopen(f"{mirror}{name}.gz", timeout=TIMEOUT_S) as reply:
-                if _install(gzip.GzipFile(fileobj=reply), path, entry["files"][name]["sha256"]):
+                if install(gzip.GzipFile(fileobj=reply), path, entry["files"][name]["sha256"]):
                     return True
             log.warning("%s%s.gz holds other bytes than the manifest says", mirror, name)
         except (OSError, EOFError, zlib.error, HTTPException) as error:
@@ -148,5 +148,5 @@ def _from_npm(names: dict[str, str], entry: dict, folder: Path) -> list[str]:
                 name
                 for name in names
                 if name in members
-                and _install(tar.extractfile(members[name]), folder / name, entry["files"][name]["sha256"])
+                and install(tar.extractfile(members[name]), folder / name, entry["files"][name]["sha256"])
             ]

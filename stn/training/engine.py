@@ -106,6 +106,7 @@ class Training(pl.LightningModule):
     def training_step(self, batch: int, batch_idx: int) -> None:
         start = time.perf_counter()
         generator = block_generator(self.seed, self.current_epoch, self.device)
+        torch.manual_seed(generator.initial_seed())  # what draws in the network, dropout, has no other generator
         # the raw optimizer: Lightning's wrapper costs as much as a small network's step
         optimizer: Any = self.optimizers(use_pl_optimizer=False)
         scheduler: Any = self.lr_schedulers()

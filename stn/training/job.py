@@ -28,7 +28,7 @@ from stn.training.progress import Progress
 log = logging.getLogger(__name__)
 PACKAGES = ("torch", "torchvision", "pytorch-lightning", "hydra-core", "wandb", "numpy")
 PROBE = 8  # test images whose warp is drawn
-NAMED = ("distortion", "digit", "size_px")  # what a run's name says of its data
+NAMED = ("distortion", "digit", "size_px", "dataset")  # what a run's name says of its data
 
 
 def run(cfg: DictConfig, overrides: list[str]) -> records.Record:

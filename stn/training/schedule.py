@@ -20,6 +20,17 @@ class StepDecay:
 
 
 @dataclass(frozen=True)
+class Milestones:
+    """lr x `factor` at each of the steps `at` (A.6: 0.1 at 10k, 20k and 25k)."""
+
+    at: tuple[int, ...]
+    factor: float
+
+    def __call__(self, step: int, steps: int) -> float:
+        return self.factor ** sum(step >= milestone for milestone in self.at)
+
+
+@dataclass(frozen=True)
 class OneCycle:
     """Half a cosine from 4 % up to the peak over the first `warmup` of the steps, and one down to 0 over the rest."""
 
