@@ -31,8 +31,10 @@ PROBE = 8  # test images whose warp is drawn
 NAMED = ("distortion", "digit", "size_px")  # what a run's name says of its data
 
 
-def run(cfg: DictConfig, overrides: list[str]) -> records.Record:
+def run(cfg: DictConfig, overrides: list[str], wait_s: float = 0) -> records.Record:
     """Train, test and record what `cfg` says, or go on with it, or return its record if it is finished.
+
+    Waits `wait_s` seconds for another process that is at this run.
 
     Raises ValueError on a config that cannot be run, Diverged (after recording it) where the loss is no number.
     """
@@ -49,7 +51,7 @@ def run(cfg: DictConfig, overrides: list[str]) -> records.Record:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / "lock")
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=wait_s)
     except Timeout:
         raise ValueError(
             f"another process is at this run already: {folder}; wait for it, or change a setting"
