@@ -53,8 +53,11 @@ class Diverged(ArithmeticError):
     """A loss that is no number, at `step` (from 0)."""
 
     def __init__(self, step: int, loss: float):
-        super().__init__(f"the loss became {loss} at step {step}: lower schedule.lr or schedule.localisation_lr")
+        super().__init__(step, loss)  # its own arguments, so that it can be pickled: a launcher's worker hands it back
         self.step = step
+
+    def __str__(self) -> str:
+        return f"the loss became {self.args[1]} at step {self.step}: lower schedule.lr or schedule.localisation_lr"
 
 
 def block_generator(seed: int, block: int, device: torch.device) -> Generator:
