@@ -1,7 +1,7 @@
-"""Copy the records of finished runs from runs/ to results/records/, where git keeps them, and renew tables and model cards.
+"""Copy the records of finished runs from runs/ to results/records/, where git keeps them; renew tables and model cards.
 
-A record that is there already stays.  The tables in results/ and in the pages that show them (README and docs/), and the
-cards of results/weights/, are made from results/records/ alone.
+A record that is there already stays.  The tables in results/ and in the pages that show them (README and docs/), and
+the cards of results/weights/, are made from results/records/ alone.
 """
 
 import argparse

@@ -82,7 +82,9 @@ def main() -> None:
     counts: Counter[str] = Counter()
     left: list[float | None] = []
     steps_taken = [r["seconds"] / r["steps"] for r in committed if tables.belongs(table, r)]
-    shown = RichTable(table.unit, *table.columns.values(), title=f"{table.title}: {options.schedule}, budget {budget:,}")
+    shown = RichTable(
+        table.unit, *table.columns.values(), title=f"{table.title}: {options.schedule}, budget {budget:,}"
+    )
     for experiment, row in table.rows.items():
         line = []
         for column in table.columns:

@@ -70,12 +70,12 @@ def load(path: Path) -> Table:
     return Table(**yaml.safe_load(path.read_text())["table"])
 
 
-def column_of(table: Table, record: Record) -> str | None:
-    """The value of the table's column key in a record's config, None where it has no such key."""
+def column_of(table: Table, record: Record) -> str:
+    """The value of the table's column key in a record's config, empty where it has no such key."""
     value: Any = record["config"]
     for part in table.column_key.split("."):
         value = value.get(part) if isinstance(value, dict) else None
-    return None if value is None else str(value)
+    return "" if value is None else str(value)
 
 
 def belongs(table: Table, record: Record) -> bool:
