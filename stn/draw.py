@@ -55,6 +55,14 @@ def stack(rows: list[list[Image.Image]], gap_px: int = GAP_PX) -> Image.Image:
     return sheet
 
 
+def below(top: Image.Image, bottom: Image.Image, gap_px: int = GAP_PX) -> Image.Image:
+    """One picture under another on white."""
+    page = Image.new("RGB", (max(top.width, bottom.width), top.height + gap_px + bottom.height), "white")
+    page.paste(top, (0, 0))
+    page.paste(bottom, (0, top.height + gap_px))
+    return page
+
+
 def warps(u: Tensor, source: Tensor, v: Tensor, side_px: int = 112) -> Image.Image:
     """Three rows for a batch: (a) the input u, (b) the predicted grid on it, (c) the output v (Figure 1 a-c)."""
     size = (v.shape[-2], v.shape[-1])

@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Generator, Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
-from stn.datasets.distortions import DISTORTIONS, distort, frozen
+from stn.datasets.distortions import DISTORTIONS, Params, distort, frozen, frozen_params
 from stn.datasets.mnist import TEST_SEED, load_digits
 
 CHANNELS = 2
@@ -37,6 +37,12 @@ class MnistAddition:
         pairs = torch.stack([torch.arange(n), torch.randperm(n, generator=Generator().manual_seed(TEST_SEED))])
         images = frozen(distortion, digits[pairs.flatten()], TEST_SEED).unflatten(0, (CHANNELS, n)).transpose(0, 1)
         self.test = TensorDataset(images.contiguous(), labels[pairs].sum(0))
+
+    def test_params(self) -> list[Params]:
+        """For each channel what the distortion drew for the digits of the test set; in the order of `test`."""
+        n = len(self.test)
+        both = frozen_params(self.distortion, CHANNELS * n, TEST_SEED)
+        return [{key: value[c * n : (c + 1) * n] for key, value in both.items()} for c in range(CHANNELS)]
 
     def to(self, device: torch.device) -> None:
         """Move the training digits to `device`."""

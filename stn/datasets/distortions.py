@@ -48,15 +48,18 @@ class Similarity:
             "shift_px": room_px[:, None] * _uniform(-1.0, 1.0, (n, 2), generator, dtype),
         }
 
-    def source(self, params: Params) -> Float[Tensor, "b n 2"]:
-        """digit = R(-angle) (canvas - shift) / scale; positive angles turn the digit clockwise on the screen."""
+    def theta(self, params: Params) -> Float[Tensor, "b 6"]:
+        """The affine map digit = R(-angle) (canvas - shift) / scale; positive angles turn clockwise on the screen."""
         angle, scale, shift = torch.deg2rad(params["angle_deg"]), params["scale"], params["shift_px"] / HALF_PX
         cos, sin = torch.cos(angle) / scale, torch.sin(angle) / scale
         zoom = self.canvas_px / DIGIT_PX
-        back = torch.stack([
+        return torch.stack([
             zoom * cos, zoom * sin, -(cos * shift[:, 0] + sin * shift[:, 1]),
             -zoom * sin, zoom * cos, sin * shift[:, 0] - cos * shift[:, 1],
         ], dim=1)  # fmt: skip
+
+    def source(self, params: Params) -> Float[Tensor, "b n 2"]:
+        back = self.theta(params)
         return Affine()(back, regular_grid((self.canvas_px,) * 2, back.dtype, back.device))
 
 
@@ -212,12 +215,24 @@ def distort(
     return sample(digits[index][:, None].to(dtype) / 255, source, (distortion.canvas_px,) * 2)
 
 
+FROZEN_CHUNK = 1000  # part of what a frozen test set is: the generator is asked for as many images at a time
+
+
 def frozen(name: str, digits: UInt8[Tensor, "d 28 28"], seed: int) -> UInt8[Tensor, "d s s"]:
     """Every digit distorted once, the same on every machine: float64 on the CPU, rounded to 8 bits."""
     generator = Generator().manual_seed(seed)
     index = torch.arange(len(digits))
     chunks = [
         (distort(name, digits, part, generator, torch.float64)[:, 0] * 255).round().to(torch.uint8)
-        for part in index.split(1000)
+        for part in index.split(FROZEN_CHUNK)
     ]
     return torch.cat(chunks)
+
+
+def frozen_params(name: str, n: int, seed: int) -> Params:
+    """What a geometric distortion drew for the n digits of `frozen`."""
+    generator, distortion = Generator().manual_seed(seed), DISTORTIONS[name]
+    if isinstance(distortion, Clutter):
+        raise ValueError(f"distortion {name!r} has no parameters of pose: choose one of r, rts, p, e")
+    chunks = [distortion.draw(len(part), generator, torch.float64) for part in torch.arange(n).split(FROZEN_CHUNK)]
+    return {key: torch.cat([chunk[key] for chunk in chunks]) for key in chunks[0]}

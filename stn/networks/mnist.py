@@ -1,6 +1,7 @@
 """The classifiers of A.4 and A.1 for MNIST, with and without spatial transformers, sized by a parameter budget."""
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -90,6 +91,15 @@ def pool_of(in_shape: Shape) -> tuple[int, Shape]:
     return pool, (in_shape[0], *(side // pool for side in in_shape[1:]))
 
 
+def _check_shape(in_shape: Shape, network: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    """Raise ValueError on images of another shape than a network was built for, before a layer trips over them."""
+    if (given := tuple(inputs[0].shape[1:])) != in_shape:
+        raise ValueError(
+            f"the network was built for images of {' x '.join(map(str, in_shape))} (channels, height, width), got "
+            f"{' x '.join(map(str, given))}: give every image as many channels and pixels, or build it for these"
+        )
+
+
 def num_params(network: nn.Module) -> int:
     """Trainable parameters."""
     return sum(p.numel() for p in network.parameters() if p.requires_grad)
@@ -130,9 +140,8 @@ def build(
     Without a localisation it is the plain classifier.  With one, `num_transformers` spatial transformers stand before
     it in parallel, whose output is averaged by 2 where the canvas is larger than a digit (RTS, TC; A.4).
     """
-    if localisation is None:
-        return classifier(in_shape, solve_width(lambda w: classifier(in_shape, w, classes), budget), classes)
-    if transform is None:
+    in_shape = tuple(in_shape)
+    if localisation is not None and transform is None:
         raise ValueError("a localisation needs a transform to predict: choose one of conf/transform")
     if num_transformers < 1:
         raise ValueError(f"num_transformers={num_transformers} has to be 1 or more")
@@ -140,6 +149,8 @@ def build(
     seen = (num_transformers * channels, *sides)
 
     def whole(width: int) -> nn.Module:
+        if localisation is None or transform is None:
+            return classifier(in_shape, width, classes)
         transformers = [
             SpatialTransformer(localisation(in_shape, transform), transform, kernel=kernel)
             for _ in range(num_transformers)
@@ -147,4 +158,6 @@ def build(
         transformer = transformers[0] if num_transformers == 1 else Parallel(transformers)
         return StClassifier(transformer, pool, classifier(seen, width, classes))
 
-    return whole(solve_width(whole, budget))
+    network = whole(solve_width(whole, budget))
+    network.register_forward_pre_hook(partial(_check_shape, in_shape))
+    return network
