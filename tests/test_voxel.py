@@ -10,7 +10,7 @@ from scipy.ndimage import map_coordinates
 from scipy.spatial.transform import Rotation
 from torch import Generator
 
-from stn import Affine3d, regular_grid
+from stn import Affine3d, draw, regular_grid
 from stn.datasets import voxel
 from stn.datasets.voxel import Pose, VoxelMnist, render, rotation
 from stn.networks.mnist import cnn, num_params
@@ -28,10 +28,10 @@ SHAPE = (1, SIDE, SIDE, SIDE)
 
 @pytest.fixture
 def small(random_digits, monkeypatch):
-    """Noise in MNIST's place, in volumes of 16^3."""
+    """Noise in MNIST's place, in volumes of 24^3."""
     images, labels = voxel_digits()
     monkeypatch.setattr("stn.datasets.voxel.load_digits", lambda root, split: (images, labels))
-    return VoxelMnist("nowhere", 16, 45.0, 8.0)
+    return VoxelMnist("nowhere", 24, 45.0, 8.0)
 
 
 def voxel_digits(n=23):
@@ -97,9 +97,9 @@ def test_an_upright_volume_shows_its_digit_behind_each_other_eight_times():
 
 def test_training_volumes_come_from_the_generator_alone_and_test_volumes_are_frozen(small):
     assert isinstance(small, Batches)
-    assert small.in_shape == (1, 16, 16, 16)
+    assert small.in_shape == (1, 24, 24, 24)
     one, two = (small.batch(5, Generator().manual_seed(7)) for _ in range(2))
-    assert one[0].shape == (5, 1, 16, 16, 16)
+    assert one[0].shape == (5, 1, 24, 24, 24)
     assert torch.equal(one[0], two[0])
     assert torch.equal(one[1], two[1])
     assert not torch.equal(small.batch(5, Generator().manual_seed(8))[0], one[0])
@@ -110,7 +110,7 @@ def test_training_volumes_come_from_the_generator_alone_and_test_volumes_are_fro
 
 
 def test_the_test_set_comes_in_batches_whose_memory_is_bounded_whatever_the_side(small, monkeypatch):
-    monkeypatch.setattr(voxel, "TEST_VOXELS", 5 * 16**3)
+    monkeypatch.setattr(voxel, "TEST_VOXELS", 5 * 24**3)
     assert [len(u) for u, _ in small.test_batches()] == [5, 5, 5, 5, 3]
     monkeypatch.setattr(voxel, "TEST_VOXELS", 1)
     assert {len(u) for u, _ in small.test_batches()} == {1}
@@ -132,7 +132,7 @@ def test_a_batch_that_does_not_fit_is_refused_in_one_line_before_it_is_made(smal
     monkeypatch.setattr(voxel, "free_bytes", lambda device: 10**6)
     monkeypatch.setattr(voxel, "render", lambda *args: pytest.fail("rendered"))
     with pytest.raises(
-        ValueError, match=r"^50 volumes of 16\^3 voxels take about 0.0 GB[^\n]*schedule.batch_size=50 or"
+        ValueError, match=r"^50 volumes of 24\^3 voxels take about 0.0 GB[^\n]*schedule.batch_size=50 or"
     ):
         small.batch(50, Generator())
 
@@ -144,7 +144,7 @@ def test_a_volume_that_does_not_fit_is_refused_before_the_network_is_built(small
         VoxelMnist("nowhere", 60_000, 45.0, 8.0)
 
 
-@pytest.mark.parametrize("size_px", [0, -3])
+@pytest.mark.parametrize("size_px", [23, 0, -3])
 def test_a_side_that_is_no_number_of_voxels_is_refused(size_px):
     with pytest.raises(ValueError, match=f"^data.size_px={size_px} has to be a whole number"):
         VoxelMnist("nowhere", size_px, 45.0, 8.0)
@@ -191,7 +191,7 @@ def test_both_models_use_nearly_all_of_the_same_budget(with_transformer):
 def test_every_parameter_has_a_gradient_from_the_second_step_and_the_volume_asks_for_none(small):
     torch.manual_seed(0)
     loc = partial(convolutional, channels=4, downsample=1)
-    st = build((1, 16, 16, 16), 10, 40_000, cnn_of_small, loc, Affine3d(), 16)
+    st = build((1, 24, 24, 24), 10, 40_000, cnn_of_small, loc, Affine3d(), 24)
     optimizer = torch.optim.SGD(st.parameters(), 0.1)
     generator = Generator().manual_seed(0)
     for _ in range(2):
@@ -204,7 +204,13 @@ def test_every_parameter_has_a_gradient_from_the_second_step_and_the_volume_asks
 
 
 def cnn_of_small(in_shape, width, classes):
-    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(256, width), torch.nn.Linear(width, classes))
+    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(576, width), torch.nn.Linear(width, classes))
+
+
+def test_a_volume_too_small_for_the_localisation_network_is_refused_and_the_least_side_is_not():
+    with pytest.raises(ValueError, match=r"^data.size_px=51 is too small [^\n]* take 52 or more[^\n]*$"):
+        convolutional((1, 51, 51, 51), Affine3d())
+    convolutional((1, 52, 52, 52), Affine3d())
 
 
 def test_a_transformer_without_a_transform_is_refused():
@@ -241,3 +247,29 @@ def test_the_determinant_is_how_volumes_change_and_out_of_image_counts_all_three
         Warp("st", torch.zeros(1, 1, *size), theta, far[None], torch.zeros(1, 1, *size)), Affine3d.identity
     )
     assert health == pytest.approx({"det": 1, "out_of_image": 1, "theta_distance": 0}, abs=1e-5)
+
+
+# --- pictures
+
+
+def test_a_volume_is_drawn_as_a_lit_solid_in_its_box_with_the_window_in_its_own_colour():
+    volume = torch.zeros(1, 20, 20, 20)
+    empty = np.asarray(draw.volume_tile(volume, 40))
+    volume[0, 6:14, 6:14, 6:14] = 1
+    solid = np.asarray(draw.volume_tile(volume, 40))
+    assert set(map(tuple, empty.reshape(-1, 3))) == {(0, 0, 0), draw.BOX_COLOUR}  # nothing but the box
+    assert (solid[20, 20] > 60).all()
+    assert (solid[2, 2] == 0).all()  # beside the box
+    window = torch.tensor([[x, y, z] for z in (-0.5, 0.5) for y in (-0.5, 0.5) for x in (-0.5, 0.5)])
+    assert draw.GRID_COLOUR in set(map(tuple, np.asarray(draw.volume_tile(volume, 40, window)).reshape(-1, 3)))
+
+
+def test_figure_5_has_the_volume_what_is_read_and_its_projection_one_below_the_other(small):
+    u = small.test_volumes(torch.arange(2))
+    v = u[:, :, 8:16, 8:16, 8:16]
+    source = (regular_grid((8, 8, 8)) / 3).expand(2, -1, -1)
+    picture = draw.volume_warps(u, source, v, side_px=32)
+    assert picture.size == (2 * 32 + draw.GAP_PX, 3 * 32 + 2 * draw.GAP_PX)
+    flat = v[0].sum(1)
+    expected = draw.tile(flat / flat.max(), 32)
+    assert np.array_equal(np.asarray(picture.crop((0, 72, 32, 104))), np.asarray(expected))
