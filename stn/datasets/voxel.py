@@ -20,6 +20,7 @@ from stn.sampler import regular_grid, sample
 from stn.transforms import Affine3d
 
 VOLUME_PX = 60
+LEAST_PX = 24  # with fewer voxels a side nothing is left for A.4's CNN
 AT_ONCE = 8  # volumes rendered at once: their grid stays in the cache
 TEST_VOXELS = 50 * VOLUME_PX**3  # of a test batch
 BYTES_PER_VOXEL = 40  # of a training batch, forward and backward together; measured, see docs/voxel.md
@@ -122,8 +123,10 @@ class VoxelMnist:
     made = False
 
     def __init__(self, root: str | Path, size_px: int, max_angle_deg: float, thickness_px: float):
-        if not isinstance(size_px, int) or size_px < 1:
-            raise ValueError(f"data.size_px={size_px} has to be a whole number of voxels, 1 or more; the paper's is 60")
+        if not isinstance(size_px, int) or size_px < LEAST_PX:
+            raise ValueError(
+                f"data.size_px={size_px} has to be a whole number of voxels, {LEAST_PX} or more; the paper's is 60"
+            )
         check_memory(1, size_px, torch.device("cpu"))  # test volumes are rendered there
         self.fits = 0  # volumes of a batch that have been found to fit
         self.in_shape = (1, size_px, size_px, size_px)

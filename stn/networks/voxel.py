@@ -16,7 +16,13 @@ def convolutional(in_shape: Shape, transform: Transform, channels: int = 20, dow
     """A.4's localisation in three dimensions: volume / downsample - conv 5^3 - max 2 - conv 5^3 - FC - theta.
 
     The volume is averaged over downsample^3 voxels; convolutions and FC have `channels` outputs each.
+    Raises ValueError on a volume that leaves nothing for the second convolution.
     """
+    if min(in_shape[1:]) < (least := 13 * downsample):
+        raise ValueError(
+            f"data.size_px={min(in_shape[1:])} is too small for a localisation network that reads it downsampled by "
+            f"{downsample}: take {least} or more, or lower model.localisation.downsample"
+        )
     features = nn.Sequential(
         nn.AvgPool3d(downsample),
         nn.Conv3d(in_shape[0], channels, 5),
