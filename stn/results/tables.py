@@ -66,12 +66,10 @@ def load(path: Path) -> Table:
     return Table(**yaml.safe_load(path.read_text())["table"])
 
 
-def column_of(table: Table, record: Record) -> Any:
-    """The value of the table's column key in a record's config, None where it has no such key."""
-    value = record["config"]
-    for part in table.column_key.split("."):
-        value = value.get(part) if isinstance(value, dict) else None
-    return value
+def _value(config: dict[str, Any], key: str) -> Any:
+    for part in key.split("."):
+        config = config[part]
+    return config
 
 
 def belongs(table: Table, record: Record) -> bool:
@@ -80,7 +78,7 @@ def belongs(table: Table, record: Record) -> bool:
         return False
     keys = {override.split("=")[0].lstrip("+~") for override in record["overrides"]}
     foreign = {key for key in keys - NEUTRAL - {table.column_key} if not key.startswith(("hydra", "logger"))}
-    return not foreign and column_of(table, record) in table.columns
+    return not foreign and _value(record["config"], table.column_key) in table.columns
 
 
 def seconds_per_step(records: list[Record], overrides: list[str]) -> float | None:
@@ -107,7 +105,7 @@ def cells(table: Table, records: list[Record], schedule: str, budget: int) -> li
     found: dict[tuple[str, str], dict[int, Record]] = {}
     for record in records:
         if belongs(table, record) and (record["schedule"], record["budget"]) == (schedule, budget):
-            column = column_of(table, record)
+            column = _value(record["config"], table.column_key)
             # a seed counts once, though a machine without fast bf16 gives it another identity
             found.setdefault((record["experiment"], column), {}).setdefault(record["seed"], record)
     result = []
