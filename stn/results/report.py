@@ -262,7 +262,8 @@ def page(found: list[Record], known: list[Table], figures: Path, not_run: Path, 
             usable.append(record)
     if not usable:
         raise ValueError("there is no record to report on: make one with `make reproduce-table1 SCHEDULE=smoke`")
-    shown = [(t, variants(t, usable)) for t in known]
+    in_order = sorted(known, key=lambda t: (not t.name.startswith("table"), t.name))  # the paper's numbered ones first
+    shown = [(t, variants(t, usable)) for t in in_order]
     reasons: dict[str, Any] = yaml.safe_load(not_run.read_text()) or {} if not_run.exists() else {}
     everything = pictures(figures) if figures.is_dir() else []
     loader = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
