@@ -32,18 +32,16 @@ def main() -> None:
         if options.weights and result.parent.match(options.weights) and record["status"] == "finished":
             shutil.copyfile(result.parent / "weights.pt", weights / f"{result.parent.name}.pt")
     print(f"{new} new records in {kept}")
-    known = [tables.load(file) for file in sorted((ROOT / "conf/table").glob("*.yaml"))]
-    for file in sorted(weights.glob("*.pt")):
-        record = records.read(kept / f"{file.stem}.json")
-        file.with_suffix(".md").write_text(cards.card(record, file, known))
-        print(f"written: results/weights/{file.stem}.md")
     pages = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-    for file in sorted((ROOT / "conf/table").glob("*.yaml")):
-        table, found = tables.load(file), records.read_all(kept)
+    known, found = [tables.load(file) for file in sorted((ROOT / "conf/table").glob("*.yaml"))], records.read_all(kept)
+    for table in known:
         tables.write(ROOT / "results", table, found)
         for page in pages:
             page.write_text(tables.into_page(page.read_text(), table, found))
         print(f"written: results/{table.name}.md, results/{table.name}.csv, and into the pages that show it")
+    for file in sorted(weights.glob("*.pt")):
+        file.with_suffix(".md").write_text(cards.card(records.read(kept / f"{file.stem}.json"), file, known))
+        print(f"written: results/weights/{file.stem}.md")
 
 
 if __name__ == "__main__":

@@ -2,14 +2,14 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
+from pickle import UnpicklingError
 
 import torch
+from hydra.utils import instantiate
 from torch import nn
 
 from stn.datasets.distortions import DISTORTIONS
 from stn.results import records
-from stn.training.job import build_network
 
 MNIST = "stn.datasets.mnist.DistortedMnist"
 
@@ -63,9 +63,11 @@ def load(name: str, root: Path) -> Recorded:
         )
     side_px = DISTORTIONS[data["distortion"]].canvas_px
     in_shape = (1, side_px, side_px)
-    network = build_network(record["config"]["model"], SimpleNamespace(in_shape=in_shape, classes=10))
+    # as stn.training.job builds it, whose import takes longer than all of this
+    network = instantiate(record["config"]["model"], _partial_=True, _convert_="all")(in_shape=in_shape, classes=10)
     try:
         network.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
-    except (RuntimeError, EOFError) as error:
-        raise ValueError(f"the weights {weights} do not fit their record: {str(error).splitlines()[0]}") from None
+    except (RuntimeError, EOFError, UnpicklingError) as error:  # of another network, empty, damaged
+        reason = (str(error).splitlines() or ["the file ends too early"])[0]
+        raise ValueError(f"the weights {weights} do not fit their record: {reason}") from None
     return Recorded(fits[0], record, network.eval(), in_shape)

@@ -130,6 +130,17 @@ def test_made_data_are_called_made_and_have_no_difference(tmp_path):
     assert "Made data." in text.text
 
 
+def test_made_and_collected_data_are_never_in_one_table(tmp_path):
+    text = Page(page(record(error=1.0), record("mnist_cnn", error=3.0, made_data=True), folder=tmp_path))
+    assert "1.00 paper 2.1, \N{MINUS SIGN}1.10, n = 1 reached" in text.cells
+    assert "3.00 paper 1.2, n = 1 made data" in text.cells
+    assert [cell for cell in text.cells if cell.startswith("Made up, made")] == [
+        "Made up, made",
+        "Made up, made, made data",
+    ]
+    assert text.cells.count("paper 3.2 not run") == 2
+
+
 def test_what_was_not_run_stands_there_with_the_first_reason_that_fits(tmp_path):
     reasons = """
 cells:

@@ -341,7 +341,10 @@ def test_the_weights_of_the_named_runs_are_kept_with_their_records(script, tmp_p
     for name in ("run0", "run1"):
         (tmp_path / "runs" / name / "weights.pt").write_text(name)
     script("keep_records.py", "--weights", "*1")
-    assert [(path.name, path.read_text()) for path in (tmp_path / "results/weights").iterdir()] == [("run1.pt", "run1")]
+    kept = {path.name: path.read_text() for path in (tmp_path / "results/weights").iterdir()}
+    assert kept.keys() == {"run1.pt", "run1.md"}
+    assert kept["run1.pt"] == "run1"
+    assert kept["run1.md"].startswith("# run1\n")
 
 
 # --- imports
@@ -351,6 +354,8 @@ def test_the_weights_of_the_named_runs_are_kept_with_their_records(script, tmp_p
     ("module", "absent"),
     [
         ("stn", ("pytorch_lightning", "wandb", "albumentations", "hydra", "torchvision")),
+        ("stn.results.report", ("torch", "pytorch_lightning", "wandb", "hydra")),
+        ("stn.results.cards", ("torch", "pytorch_lightning", "wandb", "hydra")),
         ("stn.results.tables", ("torch", "pytorch_lightning", "wandb", "hydra")),
     ],
 )

@@ -3,7 +3,9 @@
 import hashlib
 from pathlib import Path
 
-from stn.results import tables
+import yaml
+
+from stn.results import curves, tables
 from stn.results.records import Record
 from stn.results.report import duration
 from stn.results.tables import Table
@@ -13,7 +15,7 @@ def standing(record: Record, known: list[Table]) -> str:
     """Where the record stands in the paper's tables, with the paper's figure."""
     for table in known:
         if tables.belongs(table, record):
-            column = tables.column_of(table, record)
+            column = curves.column(table, record)
             figure = table.paper.get(record["experiment"], {}).get(column)
             paper = "the paper gives no figure for it" if figure is None else f"the paper's figure is {figure}"
             if record["made_data"]:
@@ -26,10 +28,12 @@ def card(record: Record, weights: Path, known: list[Table]) -> str:
     """The card, in Markdown, of the weights file that this record belongs to."""
     config, schedule = record["config"], record["config"]["schedule"]
     metrics = ", ".join(f"{name} {value:.2f} %" for name, value in record["metrics"].items())
-    lines = [f"- `{group}`: " + ", ".join(f"{k} {v}" for k, v in config[group].items() if not isinstance(v, dict | list))
-             for group in ("data", "model", "schedule")]  # fmt: skip
-    parts = [k for k, v in config["model"].items() if isinstance(v, dict)]
-    inside = "\n".join(f"- `model.{k}`: " + ", ".join(f"{n} {v}" for n, v in config["model"][k].items()) for k in parts)
+    commands = []
+    if config["data"].get("_target_", "").endswith("DistortedMnist"):  # the images that these two know how to make
+        commands = [f"python scripts/export_onnx.py {weights.stem}"]
+        if config["model"].get("transform"):
+            commands.insert(0, f"python scripts/predict.py IMAGE... --model {weights.stem}")
+    use = "\n".join(["```bash", *commands, "```", ""]) if commands else ""
     versions = ", ".join(f"{name} {number}" for name, number in (record.get("versions") or {}).items())
     digests = "\n".join(f"- {part}: `{digest}`" for part, digest in (record.get("data_sha256") or {}).items())
     return f"""# {weights.stem}
@@ -41,11 +45,7 @@ Made from the record `results/records/{weights.stem}.json`; `make records` write
 
 ## Use
 
-```bash
-python scripts/predict.py IMAGE... --model {weights.stem}
-python scripts/export_onnx.py {weights.stem}
-```
-
+{use}
 The file is a plain `state_dict` ({weights.stat().st_size:,} bytes, sha256
 `{hashlib.sha256(weights.read_bytes()).hexdigest()}`);
 `stn.training.job.rebuild(record, weights, "data")` gives the network and its data set.
@@ -56,8 +56,9 @@ The file is a plain `state_dict` ({weights.stat().st_size:,} bytes, sha256
 {schedule.get("batch_size", "an unrecorded number of")} examples, {duration(record["seconds"])} on {record["device"]}, \
 {record["threads"]} thread{"s" if record["threads"] > 1 else ""}, {config.get("precision", "precision not recorded")}.
 
-{chr(10).join(lines)}
-{inside}
+```yaml
+{yaml.safe_dump({group: config[group] for group in ("data", "model", "schedule")}, sort_keys=False).strip()}
+```
 
 ## Data
 
@@ -67,8 +68,8 @@ The file is a plain `state_dict` ({weights.stat().st_size:,} bytes, sha256
 
 ## Limits
 
-One run with one seed; it was trained to be measured, on this distortion alone, and nothing is known about it on other
-images. Not for use where an error matters.
+One run with one seed; it was trained to be measured, on these data alone, and nothing is known about it on
+others. Not for use where an error matters.
 
 ## Made with
 

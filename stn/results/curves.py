@@ -1,10 +1,13 @@
 """Learning curves as inline SVG: one panel per column of a table, one line per run, the error on a log scale."""
 
 import math
+from dataclasses import replace
 from html import escape
+from typing import Any
 
+from stn.results import tables
 from stn.results.records import Record
-from stn.results.tables import Table, column_of
+from stn.results.tables import Table
 
 # Okabe and Ito's colours without the yellow, which is pale on white; readable with any colour vision
 COLOURS = ("#000000", "#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f7f7f")
@@ -22,6 +25,12 @@ def quantity(table: Table, records: list[Record]) -> str | None:
     return next((key for key in (wanted, "train/loss") if key in common), None)
 
 
+def column(table: Table, record: Record) -> Any:
+    """The column (a key of `columns`) of a table that a record belongs to, None where it belongs to none."""
+    one = (value for value in table.columns if tables.belongs(replace(table, columns={value: ""}), record))
+    return next(one, None)
+
+
 def style(row: int) -> tuple[str, str]:
     """Colour and dash pattern of a table's row; another pattern where the colours begin again."""
     return COLOURS[row % len(COLOURS)], ("", "6 3", "2 2")[row // len(COLOURS) % 3]
@@ -30,20 +39,20 @@ def style(row: int) -> tuple[str, str]:
 def panels(table: Table, records: list[Record], key: str) -> list[str]:
     """One SVG per column that has a curve, all on the same axes; a row of the table keeps its colour throughout."""
     rows = list(table.rows)
-    lines: dict[str, list[tuple[int, list[Point]]]] = {column: [] for column in table.columns}
+    lines: dict[Any, list[tuple[int, list[Point]]]] = {value: [] for value in table.columns}
     for record in records:
         points = [(e["step"], e[key]) for e in record.get("curve") or [] if math.isfinite(e.get(key, math.nan))]
         if points:
-            lines[column_of(table, record)].append((rows.index(record["experiment"]), thin(points)))
-    shown = [y for column in lines.values() for _, points in column for _, y in points if y > 0]
+            lines[column(table, record)].append((rows.index(record["experiment"]), thin(points)))
+    shown = [y for one in lines.values() for _, points in one for _, y in points if y > 0]
     if not shown:
         return []
     low, high = min(shown), max(shown)
-    steps = max(x for column in lines.values() for _, points in column for x, _ in points)
+    steps = max(x for one in lines.values() for _, points in one for x, _ in points)
     return [
-        panel(label, sorted(lines[column]), key, steps, low, max(high, 1.2 * low))
-        for column, label in table.columns.items()
-        if lines[column]
+        panel(label, sorted(lines[value]), key, steps, low, max(high, 1.2 * low))
+        for value, label in table.columns.items()
+        if lines[value]
     ]
 
 

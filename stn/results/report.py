@@ -103,7 +103,13 @@ def span(values: Sequence[int | float], form: str = ",.0f") -> str:
     return " to ".join(texts)
 
 
-def variant(table: Table, found: list[Record], schedule: str, budget: int) -> dict[str, Any]:
+def variants(table: Table, found: list[Record]) -> list[dict[str, Any]]:
+    """Every kind of data, schedule and budget that the table has records of; collected data before made."""
+    kinds = [[r for r in found if bool(r["made_data"]) is made] for made in (False, True)]
+    return [variant(table, kind, *pair) for kind in kinds for pair in tables.schedules(table, kind)]
+
+
+def variant(table: Table, found: list[Record], schedule: str, budget: Any) -> dict[str, Any]:
     """What the page says of one table under one schedule and budget."""
     errors, width = counts_errors(table), len(table.columns)
     mine = [r for r in found if tables.belongs(table, r) and (r["schedule"], r["budget"]) == (schedule, budget)]
@@ -119,16 +125,19 @@ def variant(table: Table, found: list[Record], schedule: str, budget: int) -> di
                           span(steps_ms, ",.1f"), span(speeds)))  # fmt: skip
     key = curves.quantity(table, mine)
     drawn = curves.panels(table, mine, key) if key else []
+    made = any(r["made_data"] for r in mine)
     seen = {r["experiment"] for r in mine}
     legend = [(label, *curves.style(i)) for i, (name, label) in enumerate(table.rows.items()) if name in seen]
     return {
         "schedule": schedule,
         "budget": budget,
-        "anchor": f"{table.name}-{schedule}-{budget}",
+        "anchor": "-".join(
+            [table.name, schedule, str(budget), *(["made"] if any(r["made_data"] for r in mine) else [])]
+        ),
         "text": tables.describe(found, table, schedule, budget),
         "seconds": sum(r["seconds"] for r in mine),
         "runs": len(mine),
-        "made": any(r["made_data"] for r in mine),
+        "made": made,
         "rows": rows,
         "counts": Counter(cell.verdict for _, line in rows for cell in line),
         "costs": costs,
@@ -225,9 +234,17 @@ def every_run(found: list[Record]) -> list[tuple[str, ...]]:
     return sorted(lines)
 
 
+def data_name(record: Record) -> str:
+    """The data set of a record and its settings: DistortedMnist, distortion rts."""
+    settings = {k: v for k, v in record["config"]["data"].items() if not isinstance(v, dict | list)}
+    kind = str(settings.pop("_target_", "data")).rsplit(".", 1)[-1]
+    return ", ".join([kind, *(f"{key} {value}" for key, value in settings.items())])
+
+
 def code(text: str) -> Markup:
-    """Text with `words` as <code>."""
-    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
+    """Text with `words` as <code> and **words** as <strong>."""
+    marked = re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text)))
+    return Markup(re.sub(r"\*\*(.+?)\*\*", r"<strong>\1</strong>", marked))
 
 
 def page(found: list[Record], known: list[Table], figures: Path, not_run: Path, damaged: list[str]) -> str:
@@ -245,7 +262,8 @@ def page(found: list[Record], known: list[Table], figures: Path, not_run: Path, 
             usable.append(record)
     if not usable:
         raise ValueError("there is no record to report on: make one with `make reproduce-table1 SCHEDULE=smoke`")
-    shown = [(t, [variant(t, usable, *pair) for pair in tables.schedules(t, usable)]) for t in known]
+    in_order = sorted(known, key=lambda t: (not t.name.startswith("table"), t.name))  # the paper's numbered ones first
+    shown = [(t, variants(t, usable)) for t in in_order]
     reasons: dict[str, Any] = yaml.safe_load(not_run.read_text()) or {} if not_run.exists() else {}
     everything = pictures(figures) if figures.is_dir() else []
     loader = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
@@ -260,10 +278,7 @@ def page(found: list[Record], known: list[Table], figures: Path, not_run: Path, 
         missing=missing(shown, reasons.get("cells") or []),
         also=reasons.get("also") or [],
         machines=machines(usable),
-        data=sorted({
-            (" ".join(str(value).rsplit(".", 1)[-1] for value in r["config"]["data"].values()), part, digest)
-            for r in usable for part, digest in (r.get("data_sha256") or {}).items()
-        }),
+        data=sorted({(data_name(r), *part) for r in usable for part in (r.get("data_sha256") or {}).items()}),
         runs=every_run(usable),
         damaged=damaged,
     )  # fmt: skip
