@@ -181,7 +181,10 @@ def _one(job: tuple[int, str, int]) -> tuple[bytes, np.ndarray]:
 def archive(folder: Path, split: str, n: int, seed: int = 0) -> Path:
     """Write n rendered numbers as folder/<split>.tar.gz; it appears under its name only when it is whole."""
     folder.mkdir(parents=True, exist_ok=True)
-    path, scratch, mat = folder / f"{split}.tar.gz", folder / f".{split}.tar.gz", folder / f".{split}.mat"
+    path = folder / f"{split}.tar.gz"
+    scratch, mat = (
+        folder / f".{split}.{os.getpid()}.{kind}" for kind in ("tar.gz", "mat")
+    )  # one's own, with two at it
     numbers = []
     try:
         with tarfile.open(scratch, "w:gz", compresslevel=1) as tar:
