@@ -114,7 +114,7 @@ def render(seed: int, split: str, index: int) -> tuple[bytes, np.ndarray]:
     text = "".join(map(str, rng.integers(0, 10, length)))
     font, size, gap = int(rng.integers(len(fonts()))), int(rng.integers(22, 60)), rng.uniform(0.02, 0.2)
     sketch = Image.new("L", (12 * size, 4 * size))
-    boxes = _write_digits(np.random.default_rng(index), sketch, text, font, size, size, 2 * size, gap)
+    boxes = _write_digits(np.random.default_rng(index), sketch, text, font, size, float(size), 2.0 * size, gap)
     wide, high = boxes[-1][2] - boxes[0][0], boxes[0][3] - boxes[0][1]
     w, h = int(wide * rng.uniform(1.5, 3.4) + size), int(high * rng.uniform(1.6, 3.6) + 4)
     wall = _background(rng, h, w)
