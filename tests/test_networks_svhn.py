@@ -1,14 +1,17 @@
 """The networks of A.5, their sizes by hand, and what the spatial transformers in series do together."""
 
 from itertools import pairwise
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from stn import Affine, SpatialTransformer
+from stn import Affine, SpatialTransformer, draw
 from stn.networks.mnist import num_params
 from stn.networks.svhn import build, compose
+from stn.training.logs import Log
 from stn.training.schedule import OneCycle, Schedule
 from stn.transformer import trace
 
@@ -96,7 +99,7 @@ def test_weight_decay_alone_leaves_a_transformer_where_it_is():
 @pytest.mark.parametrize("transformers", ["none", "single", "multi"])
 def test_every_parameter_has_a_gradient_from_the_second_step(transformers):
     net = network(transformers, dropout=0.0)
-    optimizer = Schedule(9, 1, 0.01, OneCycle(0.3), 0.9, 0.0, 1.0, None, 1).optimizer(net)
+    optimizer = Schedule(9, 1, 0.01, OneCycle(0.3), 0.9, 0.0, 0.1, None, 1).optimizer(net)
     u, label = torch.rand(4, 3, 64, 64), torch.randint(0, 11, (4, 5))
     for _ in range(2):
         optimizer.zero_grad()
@@ -120,6 +123,30 @@ def test_transformers_in_series_are_one_transformer_with_the_composed_map():
     torch.testing.assert_close(twice, once, atol=5e-3, rtol=0)
     other = warp(u, compose([second, first])[:, :2].flatten(1))
     assert (other - once).abs().max() > 0.1  # the order matters
+
+
+def test_the_box_of_an_affine_map_is_drawn_where_it_samples():
+    half = compose([torch.tensor([[0.5, 0.0, 0.0, 0.0, 0.5, 0.25]])])[0]  # the middle half, a bit below
+    red = np.asarray(draw.box_tile(torch.zeros(3, 8, 8), half, 101))[..., 0] > 200
+    y, x = np.nonzero(red)
+    assert (x.min(), x.max()) == pytest.approx((25, 75), abs=2)
+    assert (y.min(), y.max()) == pytest.approx((37.5, 87.5), abs=2)
+
+
+@pytest.mark.parametrize(
+    ("transformers", "keys"), [("none", set()), ("single", {"st1/warp"}), ("multi", {"st1/warp", "composed/box"})]
+)
+def test_the_pictures_of_a_run_are_its_image_s_warp_and_the_box_of_all_in_series(transformers, keys):
+    logged = []
+    logger = SimpleNamespace(
+        log_metrics=lambda row, step: None, log_image=lambda key, pictures, step: logged.append(key)
+    )
+    module = SimpleNamespace(
+        network=network(transformers), device=torch.device("cpu"), curve=[{"step": 1}], current_epoch=0,
+        schedule=SimpleNamespace(blocks=1),
+    )  # fmt: skip
+    Log(torch.rand(2, 3, 64, 64), 1).on_train_batch_end(SimpleNamespace(loggers=[logger]), module, None, None, 0)
+    assert set(logged) == keys
 
 
 @pytest.mark.parametrize(

@@ -25,9 +25,9 @@ class Table:
     metric: str
     unit: str
     column_key: str
-    columns: dict[str, str]
+    columns: dict[str | int, str]
     rows: dict[str, str]
-    paper: dict[str, dict[str, float]]
+    paper: dict[str, dict[str | int, float]]
     notes: list[str]
 
 
@@ -112,7 +112,7 @@ def blocks(table: Table, records: list[Record]) -> list[tuple[list[Record], str,
 
 def cells(table: Table, records: list[Record], schedule: str, budget: int | None) -> list[Cell]:
     """Every cell of the table, row by row; one without a record has no values."""
-    found: dict[tuple[str, str], dict[int, Record]] = {}
+    found: dict[tuple[str, str | int], dict[int, Record]] = {}
     for record in records:
         if belongs(table, record) and (record["schedule"], record["budget"]) == (schedule, budget):
             column = _value(record["config"], table.column_key)

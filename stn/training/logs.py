@@ -4,6 +4,7 @@ import pytorch_lightning as pl
 from torch import Tensor
 
 from stn import draw
+from stn.networks.svhn import compose
 from stn.transformer import trace
 
 
@@ -22,6 +23,12 @@ class Log(pl.Callback):
         for logger in trainer.loggers:
             logger.log_metrics(entry, step=step)
             if picture_due and hasattr(logger, "log_image"):
-                for warp in trace(module.network, self.probe.to(module.device)):
+                warps = trace(module.network, self.probe.to(module.device))
+                images = [warp for warp in warps if warp.u.shape[1] in (1, 3)]
+                for warp in images:
                     picture = draw.warps(warp.u, warp.source, warp.v)
                     logger.log_image(f"{warp.name}/warp", [picture], step=step)
+                if len(images) == 1 < len(warps):  # in series: the others act on its feature maps
+                    matrices = compose([warp.theta for warp in warps])
+                    boxes = [draw.box_tile(u, m, 112) for u, m in zip(images[0].u, matrices, strict=True)]
+                    logger.log_image("composed/box", [draw.stack([boxes])], step=step)
