@@ -20,7 +20,7 @@ $(SETUP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; (3, 10) <= v < (3, 14) or sys.exit("error: Python %d.%d does not do; make PYTHON=python3.12 takes another (3.10 to 3.13)" % v)'
 	@echo 'Set-up: the pinned packages go into .venv (PyTorch with CUDA, about 6 GB: a few minutes).'
 	$(PYTHON) -m venv .venv
-	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,docs,joblib,onnx]'
+	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,docs,joblib,onnx,svhn]'
 	@touch $@
 
 setup: $(SETUP) ## the virtual environment .venv
@@ -29,11 +29,9 @@ data: $(SETUP) ## fetch and check MNIST (55 MB) into data/mnist
 	@$(PY) scripts/prepare.py
 
 data-svhn: $(SETUP) ## fetch SVHN (2.6 GB) and crop its numbers (64 px: 3 GB, 128 px: 12 GB) into data/svhn
-	@$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[svhn]'
 	@$(PY) scripts/prepare.py svhn
 
 data-svhn-rendered: $(SETUP) ## draw and crop 30,000 house numbers (2.5 GB, made data) into data/svhn_rendered
-	@$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[svhn]'
 	@$(PY) scripts/prepare.py svhn_rendered
 
 data-cub: $(SETUP) ## fetch, check and unpack CUB-200-2011 (1.2 GB) into data/cub

@@ -44,6 +44,16 @@ def grid_tile(image: Tensor, source: Tensor, size: tuple[int, int], side_px: int
     return picture
 
 
+def box_tile(image: Tensor, matrix: Tensor, side_px: int) -> Image.Image:
+    """The image with the quadrilateral that an affine map (3, 3), target -> source, makes of the output's edges."""
+    picture = tile(image, side_px)
+    corners = matrix.new_tensor([[-1, -1, 1], [1, -1, 1], [1, 1, 1], [-1, 1, 1]])
+    points = ((corners @ matrix.T)[:, :2].detach().float().cpu().clamp(-3, 3) + 1) / 2 * (side_px - 1)
+    line = [tuple(point) for point in points.tolist()]
+    ImageDraw.Draw(picture).line([*line, line[0]], fill=GRID_COLOUR, width=2)
+    return picture
+
+
 def stack(rows: list[list[Image.Image]], gap_px: int = GAP_PX) -> Image.Image:
     """Pictures of one size laid out in rows and columns on white."""
     w, h = rows[0][0].size

@@ -232,6 +232,17 @@ def test_a_row_borrowed_from_another_table_is_shown_beside_the_table_s_own_but_m
     assert [cell.values for cell in tables.cells(own, found, "made", 1000)] == [[2.0], [], [2.0], []]
 
 
+def test_made_data_stand_in_a_block_of_their_own_that_says_so_first():
+    real, made = record(error=1.0), record(error=7.0, made_data=True, extra=["data=rendered"], budget=None)
+    page = tables.markdown(TABLE, [made, real])
+    first, second = page.index("| FCN | 1.00 / 2.1"), page.index("| FCN | 7.00 / 2.1")
+    assert (
+        first
+        < page.index("**Made data: rendered.**  Schedule `made`: 100 steps, networks of 1 x the paper's width")
+        < second
+    )
+
+
 def test_a_table_without_records_says_so():
     assert tables.markdown(TABLE, []) == "No records yet."
 
@@ -247,14 +258,14 @@ def test_the_csv_has_one_line_for_every_row_column_and_schedule(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["made.csv", "made.md"]
     assert (tmp_path / "made.csv").read_text() == (
         "row,column,schedule,budget,params,n,mean,std,paper,made_data\n"
-        "FCN,R,long,1000,987,1,0.25,,2.1,true\n"
-        "FCN,E,long,1000,,0,,,3.2,false\n"
-        "CNN,R,long,1000,,0,,,1.2,false\n"
-        "CNN,E,long,1000,,0,,,,false\n"
         "FCN,R,made,1000,987,2,1.5,0.7071,2.1,false\n"
         "FCN,E,made,1000,,0,,,3.2,false\n"
         "CNN,R,made,1000,,0,,,1.2,false\n"
         "CNN,E,made,1000,987,0,,,,false\n"
+        "FCN,R,long,1000,987,1,0.25,,2.1,true\n"
+        "FCN,E,long,1000,,0,,,3.2,false\n"
+        "CNN,R,long,1000,,0,,,1.2,false\n"
+        "CNN,E,long,1000,,0,,,,false\n"
     )
 
 

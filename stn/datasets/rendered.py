@@ -114,7 +114,7 @@ def render(seed: int, split: str, index: int) -> tuple[bytes, np.ndarray]:
     text = "".join(map(str, rng.integers(0, 10, length)))
     font, size, gap = int(rng.integers(len(fonts()))), int(rng.integers(22, 60)), rng.uniform(0.02, 0.2)
     sketch = Image.new("L", (12 * size, 4 * size))
-    boxes = _write_digits(np.random.default_rng(index), sketch, text, font, size, size, 2 * size, gap)
+    boxes = _write_digits(np.random.default_rng(index), sketch, text, font, size, float(size), 2.0 * size, gap)
     wide, high = boxes[-1][2] - boxes[0][0], boxes[0][3] - boxes[0][1]
     w, h = int(wide * rng.uniform(1.5, 3.4) + size), int(high * rng.uniform(1.6, 3.6) + 4)
     wall = _background(rng, h, w)
@@ -181,7 +181,10 @@ def _one(job: tuple[int, str, int]) -> tuple[bytes, np.ndarray]:
 def archive(folder: Path, split: str, n: int, seed: int = 0) -> Path:
     """Write n rendered numbers as folder/<split>.tar.gz; it appears under its name only when it is whole."""
     folder.mkdir(parents=True, exist_ok=True)
-    path, scratch, mat = folder / f"{split}.tar.gz", folder / f".{split}.tar.gz", folder / f".{split}.mat"
+    path = folder / f"{split}.tar.gz"
+    scratch, mat = (
+        folder / f".{split}.{os.getpid()}.{kind}" for kind in ("tar.gz", "mat")
+    )  # one's own, with two at it
     numbers = []
     try:
         with tarfile.open(scratch, "w:gz", compresslevel=1) as tar:

@@ -70,9 +70,13 @@ def fully_connected(in_shape: Shape, transform: Transform) -> nn.Sequential:
 
 
 def initialise(network: nn.Module) -> None:
-    """He et al. 2015: the variance of the activations stays the same through eleven layers of ReLU."""
-    for module in network.modules():
-        if isinstance(module, nn.Conv2d | nn.Linear) and not isinstance(module, Heads | Regression):
+    """He et al. 2015: the variance of the activations stays the same through eleven layers of ReLU.
+
+    Not in the localisation networks, where PyTorch's smaller start makes theta's first steps some 30 times smaller:
+    with He's one step of noise can throw a window out of the image.
+    """
+    for name, module in network.named_modules():
+        if isinstance(module, nn.Conv2d | nn.Linear) and "localisation" not in name.split(".") and name != "heads":
             nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
             assert module.bias is not None
             nn.init.zeros_(module.bias)

@@ -28,9 +28,9 @@ class Table:
     metric: str
     unit: str
     column_key: str
-    columns: dict[str, str]
+    columns: dict[str | int, str]
     rows: dict[str, str]
-    paper: dict[str, dict[str, float]]
+    paper: dict[str, dict[str | int, float]]
     notes: list[str]
     borrowed: list[str] = field(default_factory=list)
 
@@ -87,7 +87,7 @@ def belongs(table: Table, record: Record) -> bool:
         return False
     keys = {override.split("=")[0].lstrip("+~") for override in record["overrides"]}
     foreign = {key for key in keys - NEUTRAL - {table.column_key} if not key.startswith(("hydra", "logger"))}
-    return not foreign and _value(record["config"], table.column_key) in table.columns
+    return not foreign and column_of(table, record) in table.columns
 
 
 def seconds_per_step(records: list[Record], overrides: list[str]) -> float | None:
@@ -120,7 +120,7 @@ def cells(table: Table, records: list[Record], schedule: str, budget: int | None
     found: dict[tuple[str, str], dict[int, Record]] = {}
     for record in records:
         if belongs(table, record) and (record["schedule"], record["budget"]) == (schedule, budget):
-            column = _value(record["config"], table.column_key)
+            column = column_of(table, record)
             # a seed counts once, though a machine without fast bf16 gives it another identity
             found.setdefault((record["experiment"], column), {}).setdefault(record["seed"], record)
     result = []

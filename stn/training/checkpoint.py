@@ -17,14 +17,16 @@ class Checkpoint(pl.Callback):
         self.last = time.monotonic()
 
     def on_train_epoch_end(self, trainer, module) -> None:
-        if time.monotonic() - self.last >= self.every_s:
+        # one process may be a little later than another: all save or none
+        if trainer.strategy.reduce_boolean_decision(time.monotonic() - self.last >= self.every_s, all=False):
             self.save(trainer)
 
     def save(self, trainer: pl.Trainer) -> None:
         """Write the checkpoint now."""
         scratch = self.path.with_suffix(".tmp")
         trainer.save_checkpoint(scratch)
-        os.replace(scratch, self.path)
+        if trainer.is_global_zero:
+            os.replace(scratch, self.path)
         self.last = time.monotonic()
 
 

@@ -13,6 +13,8 @@ from typing import Any, Protocol, runtime_checkable
 
 import pytorch_lightning as pl
 import torch
+import torch.distributed as dist
+from pytorch_lightning.strategies import DDPStrategy
 from torch import Generator, Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -66,14 +68,46 @@ def block_generator(seed: int, block: int, device: torch.device) -> Generator:
     return Generator(device).manual_seed(int.from_bytes(digest[:7], "big"))
 
 
+class Replicas(DDPStrategy):
+    """One process per device, each with the same weights; the engine averages their gradients, once a step.
+
+    Lightning's own wrapper expects one backward pass per training_step, and a block has many.
+    """
+
+    def configure_ddp(self) -> None:
+        pass
+
+
+def parts(batch: tuple[Tensor, Any], n: int) -> list[tuple[Tensor, Any]]:
+    """A batch in n equal parts; the labels have to be one tensor then."""
+    return [batch] if n == 1 else list(zip(*(values.chunk(n) for values in batch), strict=True))
+
+
+def average(tensors: list[Tensor]) -> None:
+    """Replace each tensor by its mean over all processes, in one exchange."""
+    flat = torch.cat([tensor.flatten() for tensor in tensors])
+    dist.all_reduce(flat)
+    flat /= dist.get_world_size()
+    for tensor, mean in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
+        tensor.copy_(mean.view_as(tensor))
+
+
 class Training(pl.LightningModule):
     """A network, its data, an objective and a schedule; all randomness of training derives from the seed.
 
-    Lightning's epoch e is the block of steps [e block_steps, (e + 1) block_steps).
+    Lightning's epoch e is the block of steps [e block_steps, (e + 1) block_steps).  With several processes each draws
+    the whole batch and takes its share; a share is worked on in `accumulate` parts, whose gradients are averaged.
     """
 
     def __init__(
-        self, network: nn.Module, data: Batches, objective: Objective, schedule: Schedule, seed: int, precision: str
+        self,
+        network: nn.Module,
+        data: Batches,
+        objective: Objective,
+        schedule: Schedule,
+        seed: int,
+        precision: str,
+        accumulate: int = 1,
     ):
         super().__init__()
         if precision not in ("fp32", "bf16"):
@@ -88,6 +122,7 @@ class Training(pl.LightningModule):
         self.schedule = schedule
         self.seed = seed
         self.bf16 = precision == "bf16"
+        self.accumulate = accumulate
         self.curve: list[dict[str, float]] = []  # one entry per block, part of the checkpoint and of the record
         self.seconds = 0.0  # spent in training steps, over all resumes
 
@@ -118,17 +153,28 @@ class Training(pl.LightningModule):
         lr = optimizer.param_groups[0]["lr"]
         parameters = list(self.network.parameters())
         values = defaultdict(list)
+        processes, rank = self.trainer.world_size, self.global_rank
+        torch.manual_seed(generator.initial_seed() + rank)  # of dropout, which takes no generator
         for _ in range(first, last):
-            loss, also = self.objective.loss(self, self.data.batch(self.schedule.batch_size, generator))
+            batch = parts(self.data.batch(self.schedule.batch_size, generator), processes * self.accumulate)
             optimizer.zero_grad()
-            loss.backward()
+            for part in batch[rank * self.accumulate : (rank + 1) * self.accumulate]:
+                loss, also = self.objective.loss(self, part)
+                (loss / self.accumulate).backward()
+                for name, value in {"loss": loss, **also}.items():
+                    values[name].append(value.detach())
+            if processes > 1:
+                average([p.grad for p in parameters if p.grad is not None])
             if self.schedule.clip_norm is not None:
                 nn.utils.clip_grad_norm_(parameters, self.schedule.clip_norm)
             optimizer.step()
             scheduler.step()
-            for name, value in {"loss": loss, **also}.items():
-                values[name].append(value.detach())
-        curve = {f"train/{name}": torch.stack(block) for name, block in values.items()}
+        curve = {
+            f"train/{name}": torch.stack(block).unflatten(0, (last - first, self.accumulate)).mean(1)
+            for name, block in values.items()
+        }
+        if processes > 1:
+            average(list(curve.values()))
         loss = curve["train/loss"]
         if not loss.isfinite().all():
             bad = int((~loss.isfinite()).nonzero()[0])

@@ -12,6 +12,8 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from filelock import FileLock, Timeout
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
@@ -19,7 +21,7 @@ from stn.networks.mnist import num_params
 from stn.results import records
 from stn.training import checkpoint
 from stn.training.classification import Classification
-from stn.training.engine import Diverged, Training
+from stn.training.engine import Diverged, Replicas, Training
 from stn.training.health import Health
 from stn.training.logs import Log, finish, wandb_logger
 from stn.training.progress import Progress, Unfinished
@@ -39,15 +41,37 @@ def run(cfg: DictConfig, overrides: list[str], wait_s: float = 0) -> records.Rec
     Raises ValueError on a config that cannot be run, Diverged (after recording it) where the loss is no number.
     """
     config: Any = OmegaConf.to_container(cfg, resolve=True)
-    for key, least in (("seed", 0), ("budget", 1), ("threads", 1), ("pictures", 0), ("checkpoint_every_s", 0)):
+    counts = {
+        "seed": 0,
+        "budget": 1,
+        "threads": 1,
+        "pictures": 0,
+        "checkpoint_every_s": 0,
+        "devices": 1,
+        "accumulate": 1,
+    }
+    for key, least in counts.items():
         value = least if key in ("threads", "budget") and config[key] is None else config[key]
         if not isinstance(value, int) or value < least:
             raise ValueError(f"{key}={value} has to be a whole number, {least} or more")
     if config["seed"] >= 2**32:
         raise ValueError(f"seed={config['seed']} has to be below 2^32, which is what NumPy takes")
+    if config["devices"] > 1 and HydraConfig.get().mode == RunMode.MULTIRUN:
+        raise ValueError(
+            f"devices={config['devices']} does not go with a sweep, whose every process would sweep again: "
+            "run its jobs one by one, or one device each with hydra/launcher=ray"
+        )
+    shares = config["devices"] * config["accumulate"]
+    if config["schedule"]["batch_size"] % shares:
+        raise ValueError(
+            f"schedule.batch_size={config['schedule']['batch_size']} has to be a multiple of "
+            f"devices x accumulate = {shares}"
+        )
     identity = records.identity_config(config)
     name = run_name(identity)
     folder = Path(cfg.runs_dir) / name
+    if rank() > 0:  # a process that the first one started: it trains its share, and that is all
+        return _train(cfg, config, identity, overrides, folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / "lock")
@@ -69,6 +93,11 @@ def run(cfg: DictConfig, overrides: list[str], wait_s: float = 0) -> records.Rec
                 raise ValueError(f"{name} failed before: {record['failure']}; delete {folder} to try again")
             return record
         return _train(cfg, config, identity, overrides, folder)
+
+
+def rank() -> int:
+    """Which of the processes of devices > 1 this is; Lightning starts the others with the same command line."""
+    return int(os.environ.get("LOCAL_RANK", 0))
 
 
 def rebuild(record: records.Record, weights: Path, root: str | Path) -> tuple[torch.nn.Module, Any]:
@@ -114,12 +143,14 @@ def _train(
     data = instantiate(cfg.data)
     network = build_network(cfg.model, data)
     objective = instantiate(cfg.objective) if "objective" in cfg else Classification()
-    module = Training(network, data, objective, schedule, cfg.seed, cfg.precision)
-    (folder / "config.json").write_text(json.dumps(shareable(config), indent=1))
-    log.info(
-        "%s: %d parameters, %d steps of %d images; everything goes to %s",
-        folder.name, num_params(network), schedule.steps, schedule.batch_size, folder,
-    )  # fmt: skip
+    module = Training(network, data, objective, schedule, cfg.seed, cfg.precision, cfg.accumulate)
+    first = rank() == 0
+    if first:
+        (folder / "config.json").write_text(json.dumps(shareable(config), indent=1))
+        log.info(
+            "%s: %d parameters, %d steps of %d images; everything goes to %s",
+            folder.name, num_params(network), schedule.steps, schedule.batch_size, folder,
+        )  # fmt: skip
 
     unfinished = folder / "unfinished.json"
     probe = next(iter(data.test_batches()))[0][:PROBE]
@@ -142,21 +173,24 @@ def _train(
         "data_sha256": data.checksums(),
     }
     logger = None
-    if cfg.logger is not None:
+    if cfg.logger is not None and first:
         sent = shareable(config) | {key: record[key] for key in ("commit", "dirty", "params", "steps")}
         group = cfg.table.name if cfg.get("table") else cfg.experiment_name
         logger = wandb_logger(instantiate(cfg.logger, _partial_=True), folder, sent, group)
     trainer = pl.Trainer(
         max_epochs=schedule.blocks,
         accelerator="gpu" if device.type == "cuda" else "cpu",
-        devices=1,
+        devices=cfg.devices,
+        strategy=Replicas(process_group_backend=None if device.type == "cuda" else "gloo")
+        if cfg.devices > 1
+        else "auto",
         logger=logger or False,
         callbacks=[
             Health(probe),
             Log(probe, cfg.pictures),
             saver,
-            Unfinished(unfinished, record, cfg.checkpoint_every_s),
-            *([Progress(folder.name)] if cfg.progress else []),
+            *([Unfinished(unfinished, record, cfg.checkpoint_every_s)] if first else []),
+            *([Progress(folder.name)] if cfg.progress and first else []),
         ],
         enable_checkpointing=False,
         log_every_n_steps=1,
@@ -173,14 +207,30 @@ def _train(
     try:
         trainer.fit(module, ckpt_path=resume, weights_only=True)
         saver.save(trainer)
-        trainer.test(module, verbose=False)
-        test = {key: round(value.item(), 4) for key, value in trainer.callback_metrics.items()}
+        if not first:
+            return {}
+        # on one device, so that no image counts twice
+        tester = (
+            trainer
+            if cfg.devices == 1
+            else pl.Trainer(
+                accelerator="cpu" if device.type == "cpu" else "gpu",
+                devices=1,
+                logger=False,
+                enable_checkpointing=False,
+                enable_progress_bar=False,
+                enable_model_summary=False,
+                default_root_dir=folder,
+            )
+        )
+        tester.test(module, verbose=False)
+        test = {key: round(value.item(), 4) for key, value in tester.callback_metrics.items()}
         record |= {"status": "finished", "metrics": test}
     except Diverged as error:
         record |= {"status": "failed", "failure": str(error), "failed_step": error.step, "metrics": {}}
         raise
     finally:
-        if "status" in record:
+        if first and "status" in record:
             record |= {
                 "curve": [
                     {k: v if k == "step" else float(f"{v:.6g}") for k, v in entry.items()} for entry in module.curve

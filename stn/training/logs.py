@@ -10,6 +10,7 @@ import pytorch_lightning as pl
 from torch import Tensor
 
 from stn import draw
+from stn.networks.svhn import compose
 from stn.transformer import trace
 
 SUMMARY = ("params", "seconds", "samples_per_s", "failed_step")  # of the record, beside its metrics
@@ -31,10 +32,15 @@ class Log(pl.Callback):
         for logger in trainer.loggers:
             logger.log_metrics(entry, step=step)
             if picture_due and hasattr(logger, "log_image"):
-                for warp in trace(module.network, self.probe.to(module.device)):
+                warps = trace(module.network, self.probe.to(module.device))
+                for warp in warps:
                     rows = draw.warps if warp.v.dim() == 4 else draw.volume_warps
-                    picture = rows(warp.u, warp.source, warp.v)
-                    logger.log_image(f"{warp.name}/warp", [picture], step=step)
+                    logger.log_image(f"{warp.name}/warp", [rows(warp.u, warp.source, warp.v)], step=step)
+                if len([warp for warp in warps if warp.u.shape[1] in (1, 3)]) == 1 < len(warps):
+                    # in series: the others act on feature maps of the first one's output
+                    matrices = compose([warp.theta for warp in warps])
+                    boxes = [draw.box_tile(u, m, 112) for u, m in zip(warps[0].u, matrices, strict=True)]
+                    logger.log_image("composed/box", [draw.stack([boxes])], step=step)
 
 
 def wandb_logger(make: Callable[..., Any], folder: Path, config: dict[str, Any], group: str) -> Any:
