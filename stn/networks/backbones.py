@@ -89,7 +89,7 @@ def efficientnet_lite0() -> nn.Sequential:
             blocks.append(InvertedBottleneck(n_in, n_out, kernel, stride if i == 0 else 1, expand))
             n_in = n_out
     return nn.Sequential(OrderedDict(
-        normalise=Normalise(127, 128),
+        normalise=Normalise(127.0, 128.0),
         _conv_stem=SameConv2d(3, 32, 3, 2), _bn0=_batch_norm(32), relu0=nn.ReLU6(inplace=True),
         _blocks=nn.Sequential(*blocks),
         _conv_head=SameConv2d(n_in, 1280, 1), _bn1=_batch_norm(1280), relu1=nn.ReLU6(inplace=True),
