@@ -4,6 +4,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 GRID_COLOUR = (255, 80, 60)
+BOX_COLOURS = ((230, 30, 30), (30, 180, 60), (40, 90, 240), (240, 170, 20))  # of windows 1 to 4: Table 3 right
 GAP_PX = 4
 LABEL_PX = 96
 
@@ -26,6 +27,16 @@ def grid_tile(image: Tensor, source: Tensor, size: tuple[int, int], side_px: int
         draw.line([tuple(points[i][j]) for j in range(w)], fill=GRID_COLOUR)
     for j in columns:
         draw.line([tuple(points[i][j]) for i in range(h)], fill=GRID_COLOUR)
+    return picture
+
+
+def boxes(image: Tensor, windows: Tensor, side_px: int) -> Image.Image:
+    """The image with up to four windows (N, 4), each (x0, y0, x1, y1) in [-1, 1], as coloured boxes (Table 3 right)."""
+    picture = tile(image, side_px)
+    pen = ImageDraw.Draw(picture)
+    for window, colour in zip(windows.detach().float().cpu(), BOX_COLOURS, strict=False):
+        x0, y0, x1, y1 = ((window + 1) / 2 * (side_px - 1)).tolist()
+        pen.rectangle((x0, y0, x1, y1), outline=colour, width=3)
     return picture
 
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from stn import trace
+from stn import draw, trace
 from stn.networks import backbones
 from stn.networks.backbones import SameConv2d, load_weights
 from stn.networks.cub import TILES, StCnn, build, resized
@@ -230,6 +230,16 @@ def test_each_stream_sees_its_own_window_at_its_own_theta():
     assert second.theta.tolist() == [[0, -0.5]] * 2
 
 
+def test_the_boxes_are_drawn_where_the_windows_are():
+    picture = draw.boxes(torch.ones(3, 40, 40), torch.tensor([[-1.0, -0.5, 0.0, 0.5], [0.0, -0.5, 1.0, 0.5]]), 200)
+    assert picture.size == (200, 200)
+    assert [picture.getpixel(at) for at in ((0, 100), (100, 100), (199, 100))] == [
+        draw.BOX_COLOURS[0], draw.BOX_COLOURS[1], draw.BOX_COLOURS[1]
+    ]  # fmt: skip
+    assert picture.getpixel((50, 50)) == draw.BOX_COLOURS[0]
+    assert picture.getpixel((50, 20)) == picture.getpixel((50, 100)) == (255, 255, 255)
+
+
 def test_the_localisation_network_sees_a_smaller_copy_averaged():
     u = torch.rand(2, 3, 64, 64)
     torch.testing.assert_close(resized(u, 32), F.avg_pool2d(u, 2))
@@ -242,7 +252,7 @@ def test_the_localisation_network_sees_a_smaller_copy_averaged():
 
 def test_every_parameter_learns_from_the_second_step_and_the_localisation_is_one():
     network = st_cnn(2)
-    schedule = Schedule(2, 4, 0.1, OneCycle(0.3), 0.9, 0.0, 1.0, None, 1)
+    schedule = Schedule(2, 4, 0.1, OneCycle(0.3), 0.9, 0.0, 1e-4, None, 1)  # at 1 the windows leave the image at once
     optimizer = schedule.optimizer(network)
     for _ in range(2):
         u, label = torch.rand(4, 3, 64, 64), torch.randint(5, (4,))
