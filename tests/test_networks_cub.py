@@ -17,6 +17,7 @@ from stn.networks.cub import TILES, StCnn, build, resized
 from stn.training.birds import Birds, contains
 from stn.training.checkpoint import Checkpoint
 from stn.training.engine import Training
+from stn.training.logs import windows
 from stn.training.schedule import Milestones, OneCycle, Schedule
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -238,6 +239,13 @@ def test_the_boxes_are_drawn_where_the_windows_are():
     ]  # fmt: skip
     assert picture.getpixel((50, 50)) == draw.BOX_COLOURS[0]
     assert picture.getpixel((50, 20)) == picture.getpixel((50, 100)) == (255, 255, 255)
+
+
+def test_the_picture_of_parallel_transformers_frames_what_each_sees():
+    picture = windows(trace(st_cnn(4), torch.ones(2, 3, 64, 64)))
+    assert picture.size == (2 * 112 + draw.GAP_PX, 112)
+    corners = ((1, 1), (110, 1), (1, 110), (110, 110))
+    assert [picture.getpixel(at) for at in corners] == list(draw.BOX_COLOURS)
 
 
 def test_the_localisation_network_sees_a_smaller_copy_averaged():
