@@ -8,7 +8,9 @@ ARGS ?=# further overrides for run.py, such as threads=1 or logger=none
 PY := .venv/bin/python
 SETUP := .venv/.ready
 
-.PHONY: help setup data test lint bench figures reproduce-table1 data-cub reproduce-table3 records
+TABLES := $(addprefix reproduce-,table1 table2 table3 table4 3d uses)
+
+.PHONY: help setup data test lint bench figures records report docs data-svhn data-svhn-rendered data-cub $(TABLES)
 
 help: ## these targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 20
@@ -18,7 +20,7 @@ $(SETUP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; (3, 10) <= v < (3, 14) or sys.exit("error: Python %d.%d does not do; make PYTHON=python3.12 takes another (3.10 to 3.13)" % v)'
 	@echo 'Set-up: the pinned packages go into .venv (PyTorch with CUDA, about 6 GB: a few minutes).'
 	$(PYTHON) -m venv .venv
-	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,joblib]'
+	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,docs,joblib,onnx]'
 	@touch $@
 
 setup: $(SETUP) ## the virtual environment .venv
@@ -26,24 +28,47 @@ setup: $(SETUP) ## the virtual environment .venv
 data: $(SETUP) ## fetch and check MNIST (55 MB) into data/mnist
 	@$(PY) scripts/prepare.py
 
+data-svhn: $(SETUP) ## fetch SVHN (2.6 GB) and crop its numbers (64 px: 3 GB, 128 px: 12 GB) into data/svhn
+	@$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[svhn]'
+	@$(PY) scripts/prepare.py svhn
+
+data-svhn-rendered: $(SETUP) ## draw and crop 30,000 house numbers (2.5 GB, made data) into data/svhn_rendered
+	@$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[svhn]'
+	@$(PY) scripts/prepare.py svhn_rendered
+
 data-cub: $(SETUP) ## fetch, check and unpack CUB-200-2011 (1.2 GB) into data/cub
 	@$(PY) scripts/prepare.py cub
 
-reproduce-table1: ## Table 1: train what is not finished yet, then the table (SCHEDULE, SEEDS, LAUNCHER, ARGS)
+reproduce-table1: data ## Table 1: train what is not finished yet, then the table (SCHEDULE, SEEDS, LAUNCHER, ARGS)
 
-reproduce-table3: ## Table 3, birds (SCHEDULE=cub; cub_small with ARGS=data.dataset=made_birds needs neither CUB nor a GPU)
+reproduce-table2: SCHEDULE = svhn
+reproduce-table2: ## Table 2, likewise: SVHN, or made numbers (SCHEDULE=svhn_small ARGS=data=svhn_rendered)
+
 reproduce-table3: SCHEDULE = cub
+reproduce-table3: ## Table 3, likewise: birds, or made ones (SCHEDULE=cub_small ARGS=data.dataset=made_birds)
 
-reproduce-table1 reproduce-table3: reproduce-%: data
+reproduce-table4: data ## Table 4: MNIST addition, likewise
+
+reproduce-3d: SCHEDULE = fast_3d
+reproduce-3d: data ## 3D MNIST (A.3, Figure 5), likewise; SCHEDULE is fast_3d unless given
+
+reproduce-uses: data ## theta fed forward, in series, another size, recurrent, on RTS (docs/uses.md)
+
+$(TABLES): reproduce-%: $(SETUP)
 	@status=0; $(PY) run.py table=$* schedule=$(SCHEDULE) seed=$(SEEDS) hydra/launcher=$(LAUNCHER) $(ARGS) || status=$$?; \
 	$(PY) scripts/table.py $* --schedule $(SCHEDULE) && exit $$status
 
 records: $(SETUP) ## keep the records of finished runs (runs/) in git (results/records/)
 	@$(PY) scripts/keep_records.py
 
-figures: data ## docs/figures: samples of every distortion, what recorded transformers do
-	@$(PY) scripts/figures.py
-	@$(PY) scripts/figures_birds.py
+figures: data ## docs/figures: samples of the data, what recorded transformers do
+	@for script in scripts/figures*.py; do $(PY) $$script || exit; done
+
+report: $(SETUP) ## results/report.html: every table, curve and figure on one page, from the records
+	@$(PY) scripts/report.py
+
+docs: $(SETUP) ## the documentation as a site in site/, warnings are errors
+	@.venv/bin/mkdocs build --quiet --strict
 
 bench: data ## speed, each against its usual way, side by side (about five minutes)
 	@$(PY) scripts/bench.py

@@ -6,6 +6,7 @@ python run.py table=table1 schedule=fast seed=0,1,2
 
 import logging
 import os
+import re
 import sys
 import warnings
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import ConfigCompositionException, HydraException, InstantiationException
+from hydra.errors import ConfigCompositionException, HydraException, InstantiationException, MissingConfigException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -31,7 +32,20 @@ def bf16_where_fast() -> str:
     return "bf16" if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported() else "fp32"
 
 
-OmegaConf.register_new_resolver("bf16_where_fast", bf16_where_fast, use_cache=True)
+def gpus_of_a_job() -> int:
+    """What a job of a sweep reserves for itself: one GPU where this machine has any."""
+    import torch
+
+    return int(torch.cuda.is_available())
+
+
+def register_resolvers() -> None:
+    """Make conf/'s own `${...:}` known; a launcher's worker process, which never ran this file, needs it again."""
+    for resolver in (bf16_where_fast, gpus_of_a_job):
+        OmegaConf.register_new_resolver(resolver.__name__, resolver, use_cache=True, replace=True)
+
+
+register_resolvers()
 
 
 def check_keys(cfg: Any, choices: dict[str, str | None]) -> None:
@@ -61,9 +75,21 @@ def check_keys(cfg: Any, choices: dict[str, str | None]) -> None:
     compare(OmegaConf.to_container(cfg), OmegaConf.to_container(known), "")
 
 
+# launchers are extras: hydra/launcher=NAME needs `make setup EXTRAS=EXTRA`
+LAUNCHERS = {"basic": None, "joblib": "joblib", "ray": "ray", "ray_local": "ray", "ray_cluster": "ray",
+             "submitit_local": "submitit", "submitit_slurm": "submitit", "slurm": "submitit"}  # fmt: skip
+
+
 def one_line(error: BaseException) -> str:
     """What is wrong, in one line: the cause where Hydra only wraps it, the valid keys where one is unknown."""
     cause: Any = error.__cause__
+    if isinstance(error, MissingConfigException) and (missing := re.search(r"hydra/launcher/(\w+)", str(error))):
+        names = ", ".join(name for name in LAUNCHERS if name not in ("ray", "submitit_slurm"))
+        if extra := LAUNCHERS.get(missing[1]):
+            return (
+                f"hydra/launcher={missing[1]} is not installed: make setup EXTRAS={extra}, or pip install '.[{extra}]'"
+            )
+        return f"unknown hydra/launcher={missing[1]}: choose {names}"
     if isinstance(error, InstantiationException) and cause is not None:
         return one_line(cause)
     unknown = isinstance(error, ConfigCompositionException) and isinstance(cause, OmegaConfBaseException)
@@ -72,6 +98,7 @@ def one_line(error: BaseException) -> str:
     return " ".join(str(error).split("Config search path")[0].split())
 
 
+DYING_S = 60  # a job that is run again may meet the dead node's process, which takes a while to notice
 EXPECTED = (HydraException, OmegaConfBaseException, ValueError, OSError, ArithmeticError)
 
 
@@ -87,19 +114,27 @@ def main(cfg: DictConfig) -> None:
     for quiet in ("hydra", "pytorch_lightning", "wandb"):
         logging.getLogger(quiet).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", r".*isinstance\(treespec, LeafSpec\)")  # Lightning 2.6 on PyTorch 2.15
+    register_resolvers()
     hydra_config = HydraConfig.get()
+    multirun = hydra_config.mode == RunMode.MULTIRUN
     try:
+        if multirun and cfg.get("devices", 1) != 1:
+            raise ValueError(
+                f"devices={cfg.devices} in a sweep: give each job one device, or start the runs one by one"
+            )
+        if Path(hydra_config.runtime.cwd).is_dir():
+            os.chdir(hydra_config.runtime.cwd)  # a worker on another node starts elsewhere
         check_keys(cfg, hydra_config.runtime.choices)
         if cfg.experiment_name is None:
             names = ", ".join(sorted(file.stem for file in (CONF / "experiment").glob("*.yaml")))
             raise ValueError(f"no experiment: python run.py experiment=NAME, with NAME one of {names}")
         from stn.training.job import run  # what an error or --help does not need is not loaded
 
-        run(cfg, list(hydra_config.overrides.task))
+        run(cfg, list(hydra_config.overrides.task), wait_s=DYING_S if multirun else 0)
     except EXPECTED as error:
         if is_bug(error):
             raise
-        if hydra_config.mode == RunMode.RUN:
+        if not multirun:
             sys.exit(f"error: {one_line(error)}")
         logging.error("error: %s", one_line(error))  # the sweep goes on; Hydra raises the first error at its end
         raise

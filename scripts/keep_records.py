@@ -1,6 +1,7 @@
-"""Copy the records of finished runs from runs/ to results/records/, where git keeps them, and renew the tables.
+"""Copy the records of finished runs from runs/ to results/records/, where git keeps them; renew tables and model cards.
 
-A record that is there already stays.  The tables in results/ and in the README are made from results/records/ alone.
+A record that is there already stays.  The tables in results/ and in the pages that show them (README and docs/), and
+the cards of results/weights/, are made from results/records/ alone.
 """
 
 import argparse
@@ -8,7 +9,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from stn.results import records, tables
+from stn.results import cards, records, tables
 
 ROOT = Path(__file__).parent.parent
 
@@ -31,12 +32,18 @@ def main() -> None:
         if options.weights and result.parent.match(options.weights) and record["status"] == "finished":
             shutil.copyfile(result.parent / "weights.pt", weights / f"{result.parent.name}.pt")
     print(f"{new} new records in {kept}")
-    readme = ROOT / "README.md"
+    known = [tables.load(file) for file in sorted((ROOT / "conf/table").glob("*.yaml"))]
+    for file in sorted(weights.glob("*.pt")):
+        record = records.read(kept / f"{file.stem}.json")
+        file.with_suffix(".md").write_text(cards.card(record, file, known))
+        print(f"written: results/weights/{file.stem}.md")
+    pages = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
     for file in sorted((ROOT / "conf/table").glob("*.yaml")):
         table, found = tables.load(file), records.read_all(kept)
         tables.write(ROOT / "results", table, found)
-        readme.write_text(tables.into_page(readme.read_text(), table, found))
-        print(f"written: results/{table.name}.md, results/{table.name}.csv, README.md")
+        for page in pages:
+            page.write_text(tables.into_page(page.read_text(), table, found))
+        print(f"written: results/{table.name}.md, results/{table.name}.csv, and into the pages that show it")
 
 
 if __name__ == "__main__":

@@ -1,25 +1,60 @@
-"""Fetch the data into data/ and check every file's sha256."""
+"""Fetch the data into data/, check them, and prepare what training reads; what is there already stays."""
 
 import argparse
 import logging
 import sys
 from pathlib import Path
 
-from stn.datasets.cub_files import fetch_cub, read
-from stn.datasets.fetch import fetch
+import yaml
+
+from stn.datasets.fetch import download, fetch
+
+
+def prepare_mnist(options: argparse.Namespace) -> str:
+    paths = fetch("mnist", options.root)
+    return f"{len(paths)} files in {options.root / 'mnist'}, every sha256 right"
+
+
+def prepare_cub(options: argparse.Namespace) -> str:
+    from stn.datasets.cub_files import fetch_cub, read
+
+    return f"{len(read(fetch_cub(options.root)).paths)} images in {options.root / 'cub'}"
+
+
+def prepare_svhn(options: argparse.Namespace) -> str:
+    from stn.datasets.svhn import prepare
+
+    entry = yaml.safe_load((options.root / "manifest.yaml").read_text())["svhn"]
+    for name, file in entry["files"].items():
+        download(entry["mirror"] + name, options.root / "svhn" / name, file["bytes"])
+    counts = {name.removesuffix(".tar.gz"): file["numbers"] for name, file in entry["files"].items()}
+    return ", ".join(str(prepare(options.root / "svhn", size_px, counts)) for size_px in options.size_px)
+
+
+def prepare_svhn_rendered(options: argparse.Namespace) -> str:
+    from stn.datasets import rendered
+    from stn.datasets.svhn import prepare
+
+    folder = options.root / "svhn_rendered"
+    for split, count in rendered.COUNTS.items():
+        if not (folder / f"{split}.tar.gz").exists():
+            rendered.archive(folder, split, count)
+    return ", ".join(str(prepare(folder, size_px, dict(rendered.COUNTS))) for size_px in options.size_px)
+
+
+DATASETS = {"mnist": prepare_mnist, "cub": prepare_cub, "svhn": prepare_svhn, "svhn_rendered": prepare_svhn_rendered}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("dataset", nargs="?", default="mnist", choices=["mnist", "cub"])
+    parser.add_argument("dataset", nargs="?", default="mnist", choices=list(DATASETS))
     parser.add_argument("--root", type=Path, default=Path(__file__).parent.parent / "data", help="default: data")
+    parser.add_argument(
+        "--size-px", type=int, nargs="+", default=[64, 128], choices=[64, 128], help="SVHN's crops (default: both)"
+    )
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    if options.dataset == "cub":
-        print(f"cub: {len(read(fetch_cub(options.root)).paths)} images in {options.root / 'cub'}")
-        return
-    paths = fetch(options.dataset, options.root)
-    print(f"{options.dataset}: {len(paths)} files in {options.root / options.dataset}, every sha256 right")
+    print(f"{options.dataset}: {DATASETS[options.dataset](options)}")
 
 
 if __name__ == "__main__":

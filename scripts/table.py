@@ -28,14 +28,15 @@ def main() -> None:
     own = records.read_all(options.runs)
     both = records.read_all(options.runs, ROOT / "results/records")
     console = Console()
-    for schedule, budget in tables.schedules(table, both):
+    for block, schedule, budget in tables.blocks(table, both):
         if options.schedule in (None, schedule):
-            header, *body = tables.grid(table, tables.cells(table, both, schedule, budget))
-            shown = RichTable(*header, title=table.title, caption=tables.describe(both, table, schedule, budget))
+            header, *body = tables.grid(table, tables.cells(table, block, schedule, budget))
+            shown = RichTable(*header, title=table.title, caption=tables.describe(block, table, schedule, budget))
             for line in body:
                 shown.add_row(*line)
             console.print(shown)
-            mine = sum(tables.belongs(table, r) and r["schedule"] == schedule for r in own)
+            made = block[0]["made_data"]
+            mine = sum(tables.belongs(table, r) and r["schedule"] == schedule and r["made_data"] is made for r in own)
             console.print(f"{mine} runs of this machine ({options.runs}); where there is none, the committed record.")
     tables.write(options.out, table, both)
     console.print(f"written: {options.out / table.name}.md and .csv")

@@ -7,6 +7,7 @@ and is called with theta (B, P) and target (N, dims), giving source (B, N, dims)
 from typing import Protocol, runtime_checkable
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -76,6 +77,12 @@ class Affine(nn.Module):
     def forward(self, theta: Float[Tensor, "b 6"], target: Float[Tensor, "n 2"]) -> Float[Tensor, "b n 2"]:
         check_shapes(self, theta, target)
         return linear_map(theta.view(-1, 2, 3), homogeneous(target))
+
+    def compose(self, outer: Float[Tensor, "b 6"], inner: Float[Tensor, "b 6"]) -> Float[Tensor, "b 6"]:
+        """The theta of source = T_outer(T_inner(target)): A_outer [A_inner; 0 0 1]."""
+        a, b = outer.view(-1, 2, 3), inner.view(-1, 2, 3)
+        with torch.autocast(outer.device.type, enabled=False):
+            return (a[:, :, :2] @ b + F.pad(a[:, :, 2:], (2, 0))).flatten(1)
 
 
 class Attention(nn.Module):

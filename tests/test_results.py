@@ -6,6 +6,7 @@ import runpy
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -218,6 +219,19 @@ def test_every_schedule_and_budget_has_its_own_table_the_longest_schedule_first(
     assert page.endswith("- A note.")
 
 
+def test_a_table_of_which_the_paper_has_no_figures_shows_ours_alone():
+    own = replace(TABLE, paper={})
+    found = tables.cells(own, [record(error=1.0)], "made", 1000)
+    assert tables.grid(own, found) == [["% error", "R", "E"], ["FCN", "1.00", "-"], ["CNN", "-", "-"]]
+
+
+def test_a_row_borrowed_from_another_table_is_shown_beside_the_table_s_own_but_makes_no_table_alone():
+    own = replace(TABLE, borrowed=["mnist_fcn"])
+    found = [record(), record("mnist_cnn"), record(schedule="long", steps=900)]
+    assert tables.schedules(own, found) == [("made", 1000)]
+    assert [cell.values for cell in tables.cells(own, found, "made", 1000)] == [[2.0], [], [2.0], []]
+
+
 def test_a_table_without_records_says_so():
     assert tables.markdown(TABLE, []) == "No records yet."
 
@@ -298,7 +312,9 @@ def test_the_table_script_names_a_damaged_record_in_one_line(script, tmp_path):
 
 
 def test_records_of_finished_runs_are_kept_under_the_run_s_name_and_never_overwritten(script, tmp_path):
-    (tmp_path / "README.md").write_text("Before.\n<!-- table1 -->\nold\n<!-- /table1 -->\nAfter.\n")
+    (tmp_path / "docs").mkdir()
+    for page in ("README.md", "docs/more.md"):
+        (tmp_path / page).write_text("Before.\n<!-- table1 -->\nold\n<!-- /table1 -->\nAfter.\n")
     save(tmp_path / "runs", record(error=1.0), record(seed=1, error=None), record(seed=2, error=2.0))
     kept = tmp_path / "results/records"
     records.write(kept / "run0.json", record(error=9.0))
@@ -316,6 +332,7 @@ def test_records_of_finished_runs_are_kept_under_the_run_s_name_and_never_overwr
     assert page.startswith("Before.\n<!-- table1 -->\n")
     assert page.endswith("<!-- /table1 -->\nAfter.\n")
     assert "old" not in page
+    assert (tmp_path / "docs/more.md").read_text() == page
 
 
 def test_the_weights_of_the_named_runs_are_kept_with_their_records(script, tmp_path):

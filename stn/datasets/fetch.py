@@ -64,6 +64,36 @@ def fetch(dataset: str, root: Path) -> dict[str, Path]:
     return paths
 
 
+def download(url: str, path: Path, size: int) -> None:
+    """The file behind `url`, `size` bytes long, at `path`; goes on where an earlier download stopped.
+
+    It appears under its name only when it has all of its bytes.  Raises OSError, in one line, where it does not come.
+    """
+    if path.is_file() and path.stat().st_size == size:
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    have = part.stat().st_size if part.exists() else 0
+    if have > size:
+        part.unlink()
+        have = 0
+    log.info("fetching %s, %.1f MB of %.1f MB to go", url, (size - have) / 1e6, size / 1e6)
+    try:
+        request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
+        with urllib.request.urlopen(request, timeout=TIMEOUT_S) as reply:
+            resumed = reply.status == 206
+            with open(part, "ab" if resumed else "wb") as file:
+                shutil.copyfileobj(reply, file, 1 << 20)
+    except (OSError, HTTPException) as error:
+        raise OSError(f"{url} does not come ({error}): connect to a network and run the same command again, "
+                      f"which goes on where this stopped, or put the file at {path} yourself") from None  # fmt: skip
+    if (found := part.stat().st_size) != size:
+        if found > size:
+            part.unlink()
+        raise OSError(f"{url} gave {found} bytes of {size}: run the same command again")
+    os.replace(part, path)
+
+
 def _state(path: Path, digest: str) -> str:
     if not path.is_file():
         return "missing"

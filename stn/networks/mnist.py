@@ -1,4 +1,4 @@
-"""The classifiers of A.4 for distorted MNIST, with and without a spatial transformer, sized by a parameter budget."""
+"""The classifiers of A.4 and A.1 for MNIST, with and without spatial transformers, sized by a parameter budget."""
 
 from collections.abc import Callable
 
@@ -63,10 +63,17 @@ def cnn(in_shape: Shape, width: int, classes: int) -> nn.Sequential:
     return nn.Sequential(features, nn.Linear(num_features(features, in_shape), classes))
 
 
-class StClassifier(nn.Module):
-    """A spatial transformer on the input, its output averaged by `pool`, then a classifier that sees V alone."""
+class Parallel(nn.ModuleList):
+    """Spatial transformers side by side (A.1): each sees and warps all of u, their outputs are concatenated."""
 
-    def __init__(self, transformer: SpatialTransformer, pool: int, classifier: nn.Module):
+    def forward(self, u: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d h2 w2"]:
+        return torch.cat([transformer(u) for transformer in self], dim=1)
+
+
+class StClassifier(nn.Module):
+    """What transforms the input, its output averaged by `pool`, then a classifier that sees V alone."""
+
+    def __init__(self, transformer: nn.Module, pool: int, classifier: nn.Module):
         super().__init__()
         self.transformer = transformer
         self.pool = nn.AvgPool2d(pool) if pool > 1 else nn.Identity()
@@ -74,6 +81,13 @@ class StClassifier(nn.Module):
 
     def forward(self, u: Float[Tensor, "b c h w"]) -> Float[Tensor, "b k"]:
         return self.classifier(self.pool(self.transformer(u)))
+
+
+def pool_of(in_shape: Shape) -> tuple[int, Shape]:
+    """The side of A.4's average pool behind the transformer, 2 where the canvas is larger than a digit (RTS, TC), and
+    the shape that is left for the classifier."""
+    pool = 2 if in_shape[-1] > 28 else 1
+    return pool, (in_shape[0], *(side // pool for side in in_shape[1:]))
 
 
 def num_params(network: nn.Module) -> int:
@@ -109,21 +123,28 @@ def build(
     localisation: Localisation | None = None,
     transform: Transform | None = None,
     kernel: str = "bilinear",
+    num_transformers: int = 1,
 ) -> nn.Module:
-    """A network of Table 1 with as much width as the budget allows, the localisation network counted in.
+    """A network of Table 1 or 4 with as much width as the budget allows, the localisation networks counted in.
 
-    Without a localisation it is the plain classifier.  With one, a spatial transformer stands before it, whose output
-    is averaged by 2 where the canvas is larger than a digit (RTS, TC; A.4).
+    Without a localisation it is the plain classifier.  With one, `num_transformers` spatial transformers stand before
+    it in parallel, whose output is averaged by 2 where the canvas is larger than a digit (RTS, TC; A.4).
     """
     if localisation is None:
         return classifier(in_shape, solve_width(lambda w: classifier(in_shape, w, classes), budget), classes)
     if transform is None:
         raise ValueError("a localisation needs a transform to predict: choose one of conf/transform")
-    pool = 2 if in_shape[-1] > 28 else 1
-    seen = (in_shape[0], *(side // pool for side in in_shape[1:]))
+    if num_transformers < 1:
+        raise ValueError(f"num_transformers={num_transformers} has to be 1 or more")
+    pool, (channels, *sides) = pool_of(in_shape)
+    seen = (num_transformers * channels, *sides)
 
     def whole(width: int) -> nn.Module:
-        transformer = SpatialTransformer(localisation(in_shape, transform), transform, kernel=kernel)
+        transformers = [
+            SpatialTransformer(localisation(in_shape, transform), transform, kernel=kernel)
+            for _ in range(num_transformers)
+        ]
+        transformer = transformers[0] if num_transformers == 1 else Parallel(transformers)
         return StClassifier(transformer, pool, classifier(seen, width, classes))
 
     return whole(solve_width(whole, budget))

@@ -60,14 +60,21 @@ def read(path: Path) -> Record:
     return record
 
 
-def read_all(*folders: Path) -> list[Record]:
+def read_all(*folders: Path, damaged: list[str] | None = None) -> list[Record]:
     """Every record below the folders: `result.json` of a run, or any .json below a folder called records.
 
-    Where two have the same identity, the one of the earlier folder counts.
+    Where two have the same identity, the one of the earlier folder counts.  What `read` says of a record that it cannot
+    read goes into `damaged`, where there is such a list; else it raises.
     """
     found: dict[str, Record] = {}
     for folder in folders:
         for path in sorted(folder.rglob("*.json" if folder.name == "records" else "result.json")):
-            record = read(path)
+            try:
+                record = read(path)
+            except ValueError as error:
+                if damaged is None:
+                    raise
+                damaged.append(str(error))
+                continue
             found.setdefault(identity(record["config"]), record)
     return list(found.values())

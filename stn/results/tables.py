@@ -2,7 +2,7 @@
 
 import csv
 import statistics
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,15 @@ from stn.results.records import Record
 CSV_COLUMNS = ("row", "column", "schedule", "budget", "params", "n", "mean", "std", "paper", "made_data")
 # overrides that leave a run what its row says; with any other one it is an experiment of its own and in no table
 NEUTRAL = {"experiment", "table", "schedule", "seed", "budget", "runs_dir", "device", "threads", "checkpoint_every_s",
-           "pictures", "progress", "logger", "data.root", "precision"}  # fmt: skip
+           "pictures", "progress", "logger", "data.root", "precision", "data"}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Table:
-    """One file of conf/table: rows are experiments, columns values of one config key, paper the printed figures."""
+    """One file of conf/table: rows are experiments, columns values of one config key, paper the printed figures.
+
+    `borrowed` rows are another table's, shown for comparison: their records alone make no table.
+    """
 
     name: str
     title: str
@@ -29,6 +32,7 @@ class Table:
     rows: dict[str, str]
     paper: dict[str, dict[str, float]]
     notes: list[str]
+    borrowed: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -38,7 +42,7 @@ class Cell:
     row: str
     column: str
     schedule: str
-    budget: int
+    budget: int | None
     params: int | None
     values: list[float]
     failed: int
@@ -66,19 +70,24 @@ def load(path: Path) -> Table:
     return Table(**yaml.safe_load(path.read_text())["table"])
 
 
-def _value(config: dict[str, Any], key: str) -> Any:
-    for part in key.split("."):
-        config = config[part]
-    return config
+def column_of(table: Table, record: Record) -> str:
+    """The value of the table's column key in a record's config, empty where it has no such key."""
+    value: Any = record["config"]
+    for part in table.column_key.split("."):
+        value = value.get(part) if isinstance(value, dict) else None
+    return "" if value is None else str(value)
 
 
 def belongs(table: Table, record: Record) -> bool:
-    """Whether a record is one of this table's: one of its experiments, as it stands, in one of its columns."""
+    """Whether a record is one of this table's: one of its experiments, as it stands, in one of its columns.
+
+    Another data set (data=NAME) with the same columns counts too: made data stand in a block of their own.
+    """
     if record["experiment"] not in table.rows:
         return False
     keys = {override.split("=")[0].lstrip("+~") for override in record["overrides"]}
     foreign = {key for key in keys - NEUTRAL - {table.column_key} if not key.startswith(("hydra", "logger"))}
-    return not foreign and _value(record["config"], table.column_key) in table.columns
+    return not foreign and column_of(table, record) in table.columns
 
 
 def seconds_per_step(records: list[Record], overrides: list[str]) -> float | None:
@@ -91,21 +100,27 @@ def seconds_per_step(records: list[Record], overrides: list[str]) -> float | Non
     return statistics.fmean(took) if took else None
 
 
-def schedules(table: Table, records: list[Record]) -> list[tuple[str, int]]:
+def schedules(table: Table, records: list[Record]) -> list[tuple[str, int | None]]:
     """The (schedule, budget) pairs that the table has records of, the longest schedule first."""
-    steps: dict[tuple[str, int], int] = {}
+    steps: dict[tuple[str, int | None], int] = {}
     for record in records:
-        if belongs(table, record):
+        if belongs(table, record) and record["experiment"] not in table.borrowed:
             steps[record["schedule"], record["budget"]] = record["config"]["schedule"]["steps"]
-    return sorted(steps, key=lambda pair: (-steps[pair], pair))
+    return sorted(steps, key=lambda pair: (-steps[pair], pair[0], pair[1] or 0))
 
 
-def cells(table: Table, records: list[Record], schedule: str, budget: int) -> list[Cell]:
+def blocks(table: Table, records: list[Record]) -> list[tuple[list[Record], str, int | None]]:
+    """What is one table each: the records of one kind of data, collected before made, a schedule and a budget."""
+    kinds = [[r for r in records if r["made_data"] is made] for made in (False, True)]
+    return [(kind, *pair) for kind in kinds for pair in schedules(table, kind)]
+
+
+def cells(table: Table, records: list[Record], schedule: str, budget: int | None) -> list[Cell]:
     """Every cell of the table, row by row; one without a record has no values."""
     found: dict[tuple[str, str], dict[int, Record]] = {}
     for record in records:
         if belongs(table, record) and (record["schedule"], record["budget"]) == (schedule, budget):
-            column = _value(record["config"], table.column_key)
+            column = column_of(table, record)
             # a seed counts once, though a machine without fast bf16 gives it another identity
             found.setdefault((record["experiment"], column), {}).setdefault(record["seed"], record)
     result = []
@@ -129,39 +144,52 @@ def cells(table: Table, records: list[Record], schedule: str, budget: int) -> li
 
 
 def grid(table: Table, found: list[Cell]) -> list[list[str]]:
-    """The table as text, header first; a cell reads ours / paper's."""
-    rows = [[f"{table.unit}, ours / paper", *table.columns.values()]]
+    """The table as text, header first; a cell reads ours / paper's, or ours alone where the paper has no figures."""
+    rows = [[f"{table.unit}, ours / paper" if table.paper else table.unit, *table.columns.values()]]
     width = len(table.columns)
     for i in range(0, len(found), width):
-        line = [f"{cell} / {'-' if cell.paper is None else cell.paper}" for cell in found[i : i + width]]
+        line = [
+            f"{cell} / {'-' if cell.paper is None else cell.paper}" if table.paper else str(cell)
+            for cell in found[i : i + width]
+        ]
         rows.append([found[i].row, *line])
     return rows
 
 
-def describe(records: list[Record], table: Table, schedule: str, budget: int) -> str:
-    """One sentence: schedule, steps, budget, seeds, time."""
+def describe(records: list[Record], table: Table, schedule: str, budget: int | None) -> str:
+    """A few words: the data where they are made, schedule, steps, budget, seeds, time."""
     mine = [r for r in records if belongs(table, r) and (r["schedule"], r["budget"]) == (schedule, budget)]
     finished = [r for r in mine if r["status"] == "finished"]
+    made = f"**Made data: {made_of(mine)}.**  " if any(r["made_data"] for r in mine) else ""
+    sized = "" if budget is None else f"at most {budget:,} trainable parameters"
     if not finished:
-        return f"Schedule `{schedule}`, at most {budget:,} trainable parameters: no run has finished."
+        return f"{made}Schedule `{schedule}`{sized and ', '}{sized}: no run has finished."
+    width = mine[0]["config"]["model"].get("width", 1)
+    sized = f"{sized} in every model" if sized else f"networks of {width:g} x the paper's width"
     seeds = sorted({r["seed"] for r in finished})
     steps = mine[0]["config"]["schedule"]["steps"]
     hours = sum(r["seconds"] for r in finished) / 3600
     devices = sorted({f"{r['device']}, {r['threads']} thread{'s' if r['threads'] > 1 else ''}" for r in finished})
     return (
-        f"Schedule `{schedule}`: {steps:,} steps, at most {budget:,} trainable parameters in every model, "
+        f"{made}Schedule `{schedule}`: {steps:,} steps, {sized}, "
         f"seeds {', '.join(map(str, seeds))}; {len(finished)} runs, {hours:.1f} hours of training in all "
         f"on {'; '.join(devices)}."
     )
 
 
+def made_of(records: list[Record]) -> str:
+    """The data set's name, as data=NAME gives it, of records of made data."""
+    words = {word.split("=")[1] for r in records for word in r["overrides"] if word.split("=")[0] == "data"}
+    return ", ".join(sorted(words)) or "see the records"
+
+
 def markdown(table: Table, records: list[Record]) -> str:
-    """One Markdown table per schedule and budget, each under a sentence that says what it shows."""
+    """One Markdown table per kind of data, schedule and budget, each under a sentence that says what it shows."""
     parts = []
-    for schedule, budget in schedules(table, records):
-        header, *body = grid(table, cells(table, records, schedule, budget))
+    for block, schedule, budget in blocks(table, records):
+        header, *body = grid(table, cells(table, block, schedule, budget))
         lines = [header, ["---"] * len(header), *body]
-        parts.append(describe(records, table, schedule, budget))
+        parts.append(describe(block, table, schedule, budget))
         parts.append("\n".join("| " + " | ".join(line) + " |" for line in lines))
     if parts and table.notes:
         parts.append("\n".join(f"- {note}" for note in table.notes))
@@ -186,8 +214,8 @@ def write(folder: Path, table: Table, records: list[Record]) -> None:
     with open(scratch, "w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(CSV_COLUMNS)
-        for schedule, budget in schedules(table, records):
-            for cell in cells(table, records, schedule, budget):
+        for block, schedule, budget in blocks(table, records):
+            for cell in cells(table, block, schedule, budget):
                 line = (cell.row, cell.column, schedule, budget, cell.params, len(cell.values), _round(cell.mean),
                         _round(cell.std), cell.paper, str(cell.made_data).lower())  # fmt: skip
                 writer.writerow(["" if value is None else value for value in line])

@@ -53,8 +53,11 @@ class Diverged(ArithmeticError):
     """A loss that is no number, at `step` (from 0)."""
 
     def __init__(self, step: int, loss: float):
-        super().__init__(f"the loss became {loss} at step {step}: lower schedule.lr or schedule.localisation_lr")
+        super().__init__(step, loss)  # its own arguments, so that it can be pickled: a launcher's worker hands it back
         self.step = step
+
+    def __str__(self) -> str:
+        return f"the loss became {self.args[1]} at step {self.step}: lower schedule.lr or schedule.localisation_lr"
 
 
 def block_generator(seed: int, block: int, device: torch.device) -> Generator:
@@ -76,7 +79,10 @@ class Training(pl.LightningModule):
         if precision not in ("fp32", "bf16"):
             raise ValueError(f"unknown precision={precision!r}: choose fp32 or bf16")
         self.automatic_optimization = False
-        self.network = network.to(memory_format=torch.channels_last)
+        self.network = network
+        for p in network.parameters():
+            if p.dim() == 4:  # a volume's convolutions have no such format
+                p.data = p.data.to(memory_format=torch.channels_last)
         self.data = data
         self.objective = objective
         self.schedule = schedule

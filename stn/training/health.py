@@ -14,15 +14,24 @@ MIN_DETERMINANT = 0.01  # below it the window covers less than 1 % of the image
 
 
 def determinant(source: Tensor, size: tuple[int, ...]) -> Tensor:
-    """Mean Jacobian determinant of the map target -> source over a 2D grid (B, H' W', 2), by differences: (B,).
+    """Mean Jacobian determinant of the map target -> source over a grid (B, H' W', 2) or (B, D' H' W', 3): (B,).
 
-    1 keeps areas, 0.25 is a zoom in by 2, negative values mirror.
+    By differences.  1 keeps areas or volumes, 0.25 is a zoom in by 2 (0.125 in 3D), negative values mirror.
     """
-    h, w = size
-    grid = source.view(len(source), h, w, 2)
-    dx = (grid[:, :-1, 1:] - grid[:, :-1, :-1]) * w / 2
-    dy = (grid[:, 1:, :-1] - grid[:, :-1, :-1]) * h / 2
-    return (dx[..., 0] * dy[..., 1] - dx[..., 1] * dy[..., 0]).mean(dim=(1, 2))
+    grid = source.unflatten(1, size)
+    columns = []  # d source / dx, then / dy, then / dz, at the points that have a neighbour in every direction
+    for axis in range(len(size), 0, -1):
+        step = grid.diff(dim=axis) * size[axis - 1] / 2
+        for other in range(1, len(size) + 1):
+            step = step if other == axis else step.narrow(other, 0, size[other - 1] - 1)
+        columns.append(step)
+    if len(size) == 2:
+        (dx, dy) = columns
+        jacobian = dx[..., 0] * dy[..., 1] - dx[..., 1] * dy[..., 0]
+    else:
+        dx, dy, dz = columns
+        jacobian = (torch.linalg.cross(dx, dy) * dz).sum(-1)
+    return jacobian.flatten(1).mean(1)
 
 
 def measure(warp: Warp, identity: tuple[float, ...]) -> dict[str, float]:

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import os
 import platform
 import subprocess
 from datetime import datetime, timezone
@@ -22,23 +21,26 @@ from stn.training import checkpoint
 from stn.training.classification import Classification
 from stn.training.engine import Diverged, Training
 from stn.training.health import Health
-from stn.training.logs import Log
-from stn.training.progress import Progress
+from stn.training.logs import Log, finish, wandb_logger
+from stn.training.progress import Progress, Unfinished
 
 log = logging.getLogger(__name__)
 PACKAGES = ("torch", "torchvision", "pytorch-lightning", "hydra-core", "wandb", "numpy")
+PRIVATE = ("runs_dir", "data.root")  # overrides that are paths of this machine: in no record, not sent anywhere
 PROBE = 8  # test images whose warp is drawn
 NAMED = ("distortion", "digit", "size_px", "dataset")  # what a run's name says of its data
 
 
-def run(cfg: DictConfig, overrides: list[str]) -> records.Record:
+def run(cfg: DictConfig, overrides: list[str], wait_s: float = 0) -> records.Record:
     """Train, test and record what `cfg` says, or go on with it, or return its record if it is finished.
+
+    Waits `wait_s` seconds for another process that is at this run.
 
     Raises ValueError on a config that cannot be run, Diverged (after recording it) where the loss is no number.
     """
     config: Any = OmegaConf.to_container(cfg, resolve=True)
     for key, least in (("seed", 0), ("budget", 1), ("threads", 1), ("pictures", 0), ("checkpoint_every_s", 0)):
-        value = least if key == "threads" and config[key] is None else config[key]
+        value = least if key in ("threads", "budget") and config[key] is None else config[key]
         if not isinstance(value, int) or value < least:
             raise ValueError(f"{key}={value} has to be a whole number, {least} or more")
     if config["seed"] >= 2**32:
@@ -49,7 +51,7 @@ def run(cfg: DictConfig, overrides: list[str]) -> records.Record:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / "lock")
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=wait_s)
     except Timeout:
         raise ValueError(
             f"another process is at this run already: {folder}; wait for it, or change a setting"
@@ -95,6 +97,12 @@ def summary(record: records.Record) -> str:
     return "finished, " + ", ".join(f"{key} {value:.2f} %" for key, value in record["metrics"].items())
 
 
+def shareable(config: dict[str, Any]) -> dict[str, Any]:
+    """A resolved config without the paths of this machine and the settings of the logger."""
+    data = {key: value for key, value in config["data"].items() if key != "root"}
+    return {key: value for key, value in config.items() if key not in ("runs_dir", "logger")} | {"data": data}
+
+
 def _train(
     cfg: DictConfig, config: dict[str, Any], identity: dict[str, Any], overrides: list[str], folder: Path
 ) -> records.Record:
@@ -107,21 +115,49 @@ def _train(
     network = build_network(cfg.model, data)
     objective = instantiate(cfg.objective) if "objective" in cfg else Classification()
     module = Training(network, data, objective, schedule, cfg.seed, cfg.precision)
-    (folder / "config.json").write_text(json.dumps(config, indent=1))
+    (folder / "config.json").write_text(json.dumps(shareable(config), indent=1))
     log.info(
         "%s: %d parameters, %d steps of %d images; everything goes to %s",
         folder.name, num_params(network), schedule.steps, schedule.batch_size, folder,
     )  # fmt: skip
 
+    unfinished = folder / "unfinished.json"
     probe = next(iter(data.test_batches()))[0][:PROBE]
     saver = checkpoint.Checkpoint(folder / "checkpoint.ckpt", cfg.checkpoint_every_s)
-    logger = _logger(cfg, config, folder)
+    record: records.Record = {
+        "version": records.VERSION,
+        "experiment": cfg.experiment_name,
+        "schedule": cfg.schedule_name,
+        "seed": cfg.seed,
+        "budget": cfg.budget,
+        "overrides": [word for word in overrides if word.lstrip("+").split("=")[0] not in PRIVATE],
+        "config": identity,
+        "made_data": data.made,
+        "params": num_params(network),
+        "steps": schedule.steps,
+        "versions": {package: version(package) for package in PACKAGES} | {"python": platform.python_version()},
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name(),
+        "threads": torch.get_num_threads(),
+        **git_state(),
+        "data_sha256": data.checksums(),
+    }
+    logger = None
+    if cfg.logger is not None:
+        sent = shareable(config) | {key: record[key] for key in ("commit", "dirty", "params", "steps")}
+        group = cfg.table.name if cfg.get("table") else cfg.experiment_name
+        logger = wandb_logger(instantiate(cfg.logger, _partial_=True), folder, sent, group)
     trainer = pl.Trainer(
         max_epochs=schedule.blocks,
         accelerator="gpu" if device.type == "cuda" else "cpu",
         devices=1,
         logger=logger or False,
-        callbacks=[Health(probe), Log(probe, cfg.pictures), saver, *([Progress(folder.name)] if cfg.progress else [])],
+        callbacks=[
+            Health(probe),
+            Log(probe, cfg.pictures),
+            saver,
+            Unfinished(unfinished, record, cfg.checkpoint_every_s),
+            *([Progress(folder.name)] if cfg.progress else []),
+        ],
         enable_checkpointing=False,
         log_every_n_steps=1,
         enable_progress_bar=False,
@@ -134,23 +170,6 @@ def _train(
         resume = saver.path
         log.info("%s: goes on from %s", folder.name, saver.path)
 
-    record = {
-        "version": records.VERSION,
-        "experiment": cfg.experiment_name,
-        "schedule": cfg.schedule_name,
-        "seed": cfg.seed,
-        "budget": cfg.budget,
-        "overrides": overrides,
-        "config": identity,
-        "made_data": data.made,
-        "params": num_params(network),
-        "steps": schedule.steps,
-        "versions": {package: version(package) for package in PACKAGES} | {"python": platform.python_version()},
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name(),
-        "threads": torch.get_num_threads(),
-        **git_state(),
-        "data_sha256": data.checksums(),
-    }
     try:
         trainer.fit(module, ckpt_path=resume, weights_only=True)
         saver.save(trainer)
@@ -175,30 +194,11 @@ def _train(
             if record["status"] == "finished":
                 torch.save(network.state_dict(), folder / "weights.pt")
             records.write(folder / "result.json", record)
+            unfinished.unlink(missing_ok=True)
             log.info("%s: %s, in %s", folder.name, summary(record), folder)
         if logger is not None:
-            logger.log_metrics(record.get("metrics", {}), step=schedule.steps)
-            logger.experiment.summary.update({"params": record["params"], "status": record.get("status", "stopped")})
-            logger.experiment.finish(exit_code=0 if record.get("status") == "finished" else 1)
+            finish(logger, record, folder)
     return record
-
-
-def _logger(cfg: DictConfig, config: dict[str, Any], folder: Path) -> Any:
-    """The W&B run of this folder: its id is the run's name, its group the table; offline where no account is set up."""
-    if cfg.logger is None:
-        return None
-    os.environ.setdefault("WANDB_SILENT", "true")
-    import wandb
-
-    if "WANDB_MODE" not in os.environ and not wandb.login(prompt=False):
-        wandb.setup(settings=wandb.Settings(mode="offline"))
-    table = cfg.get("table")
-    logger = instantiate(cfg.logger, _partial_=True)(
-        id=folder.name, name=folder.name, save_dir=folder, config=config,
-        group=table.name if table else cfg.experiment_name,
-    )  # fmt: skip
-    logger._wandb_init.pop("anonymous", None)  # Lightning 2.6 passes what wandb 0.31 warns of
-    return logger
 
 
 def pick_device(name: str) -> torch.device:

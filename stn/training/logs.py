@@ -1,5 +1,11 @@
 """What a run sends to its loggers: one row per block, and now and then a picture of input, grid and output."""
 
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
 import pytorch_lightning as pl
 import torch
 from PIL import Image
@@ -7,6 +13,9 @@ from torch import Tensor
 
 from stn import draw
 from stn.transformer import Warp, trace
+
+SUMMARY = ("params", "seconds", "samples_per_s", "failed_step")  # of the record, beside its metrics
+log = logging.getLogger(__name__)
 
 
 class Log(pl.Callback):
@@ -28,7 +37,8 @@ class Log(pl.Callback):
                 if len(warps) > 1 and all(warp.u is warps[0].u for warp in warps) and warps[0].u.shape[1] in (1, 3):
                     logger.log_image("windows", [windows(warps)], step=step)
                 for warp in warps:
-                    picture = draw.warps(warp.u, warp.source, warp.v)
+                    rows = draw.warps if warp.v.dim() == 4 else draw.volume_warps
+                    picture = rows(warp.u, warp.source, warp.v)
                     logger.log_image(f"{warp.name}/warp", [picture], step=step)
 
 
@@ -36,3 +46,41 @@ def windows(warps: list[Warp]) -> Image.Image:
     """One row: the inputs, and on them what each of several parallel transformers frames (Table 3 right)."""
     frames = torch.stack([torch.cat([w.source.amin(1), w.source.amax(1)], dim=1) for w in warps], dim=1)
     return draw.stack([[draw.boxes(u, boxes, 112) for u, boxes in zip(warps[0].u, frames, strict=True)]])
+
+
+def wandb_logger(make: Callable[..., Any], folder: Path, config: dict[str, Any], group: str) -> Any:
+    """The W&B run of this folder, `make` being a WandbLogger without these: its id is the folder's name.
+
+    A killed run that goes on continues the same W&B run.  Offline where no account is set up, and, after one line that
+    says so, where the server does not answer or refuses.
+    """
+    os.environ.setdefault("WANDB_SILENT", "true")
+    import wandb
+
+    # the agent of a W&B sweep names its runs itself
+    name = {} if "WANDB_SWEEP_ID" in os.environ else {"id": folder.name, "name": folder.name}
+    made = {"save_dir": folder, "config": config, "group": group, **name}
+    try:
+        if "WANDB_MODE" not in os.environ and not wandb.login(prompt=False):
+            wandb.setup(settings=wandb.Settings(mode="offline"))
+        logger = make(**made)
+        logger._wandb_init.pop("anonymous", None)  # Lightning 2.6 passes what wandb 0.31 warns of
+        logger.experiment  # noqa: B018  # starts the run
+    except (wandb.Error, ValueError) as error:
+        log.warning("%s", _unsent(" ".join(str(error).split()), folder))
+        wandb.teardown()
+        logger = make(**made, mode="offline")
+        logger._wandb_init.pop("anonymous", None)
+    return logger
+
+
+def finish(logger: Any, record: dict[str, Any], folder: Path) -> None:
+    """The record's figures, as the last of a W&B run."""
+    logger.log_metrics(record.get("metrics", {}), step=record["steps"])
+    run = logger.experiment
+    run.summary.update({"status": record.get("status", "stopped")} | {k: record[k] for k in SUMMARY if k in record})
+    run.finish(exit_code=0 if record.get("status") == "finished" else 1)
+
+
+def _unsent(why: str, folder: Path) -> str:
+    return f"W&B: {why}; the run goes on and stays on disk: send it later with `wandb sync {folder}/wandb/*run-*`"

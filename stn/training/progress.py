@@ -13,7 +13,7 @@ from hydra.core.utils import JobReturn
 from hydra.experimental.callback import Callback
 from tqdm import tqdm
 
-from stn.results.records import read_all
+from stn.results.records import Record, read_all, write
 from stn.results.tables import seconds_per_step
 
 
@@ -37,6 +37,29 @@ class Progress(pl.Callback):
     def teardown(self, trainer, module, stage) -> None:
         if hasattr(self, "bar"):
             self.bar.close()
+
+
+class Unfinished(pl.Callback):
+    """The record of a run as far as it goes, for the status of its table: at the start and every `every_s` seconds."""
+
+    def __init__(self, path: Path, record: Record, every_s: float):
+        self.path = path
+        self.record = record
+        self.every_s = every_s
+
+    def on_train_start(self, trainer, module) -> None:
+        self.write(module)
+
+    def on_train_epoch_end(self, trainer, module) -> None:
+        if time.monotonic() - self.last >= self.every_s:
+            self.write(module)
+
+    def write(self, module: Any) -> None:
+        """Write it now."""
+        step = int(module.curve[-1]["step"]) if module.curve else 0
+        so_far = {"status": "unfinished", "metrics": {}, "step": step, "seconds": round(module.seconds, 2)}
+        write(self.path, self.record | so_far)
+        self.last = time.monotonic()
 
 
 class SweepProgress(Callback):

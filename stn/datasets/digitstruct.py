@@ -1,0 +1,134 @@
+"""SVHN's format 1: `<split>.tar.gz` with `<split>/1.png ...` and `<split>/digitStruct.mat`, read and written.
+
+digitStruct.mat is a MATLAB 7.3 file, so HDF5: `digitStruct/name` and `digitStruct/bbox` (N, 1) hold references, one an
+image, to its file name as uint16 characters and to a group of `height`, `left`, `top`, `width`, `label`.  Each of
+these is (1, 1) with the value where the image shows one digit, else (n, 1) with references to n such values.
+"""
+
+import tarfile
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import NamedTuple
+
+import h5py
+import numpy as np
+from tqdm import tqdm
+
+DOUBLE = np.dtype(np.float64)
+REFERENCE = h5py.h5t.py_create(h5py.ref_dtype)
+FIELDS = ("left", "top", "width", "height", "label")
+
+
+class Number(NamedTuple):
+    """A house number: its file, and for each digit a row (left, top, width, height, label) in px; label 10 is a 0."""
+
+    name: str
+    digits: np.ndarray
+
+
+def read(path: Path, progress: bool = True) -> list[Number]:
+    """Every record of a digitStruct.mat, in the file's order, read by all cores.
+
+    Raises ValueError, in one line, where it is no such file.
+    """
+    try:
+        with h5py.File(path, "r") as file:
+            n = len(file["digitStruct"]["name"])
+        parts = [(path, start, min(start + PART, n)) for start in range(0, n, PART)]
+        found: list[Number] = []
+        with tqdm(total=n, desc=str(path.name), unit="number", disable=not progress) as bar:
+            if len(parts) == 1:
+                return _part(parts[0])
+            with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
+                for numbers in pool.map(_part, parts):
+                    found += numbers
+                    bar.update(len(numbers))
+        return found
+    except (OSError, KeyError, ValueError, TypeError, RuntimeError, AttributeError) as error:
+        why = " ".join(str(error).split())
+        raise ValueError(f"{path} is no digitStruct.mat, or a damaged one ({why}): fetch its archive again") from None
+
+
+PART = 5000  # records that one process reads at a time
+
+
+def _part(part: tuple[Path, int, int]) -> list[Number]:
+    """Records start to stop, through h5py's low-level objects: the high-level ones take five times as long."""
+    path, start, stop = part
+    with h5py.File(path, "r") as file:
+        names, boxes = (np.asarray(file["digitStruct"][key][start:stop]).ravel() for key in ("name", "bbox"))
+        return [Number(_name(name, file.id), _digits(box, file.id)) for name, box in zip(names, boxes, strict=True)]
+
+
+def _values(dataset: h5py.h5d.DatasetID, dtype: np.dtype, kind: h5py.h5t.TypeID) -> np.ndarray:
+    out = np.empty(dataset.get_storage_size() // kind.get_size(), dtype)
+    space = h5py.h5s.create_simple((len(out),))
+    dataset.read(space, h5py.h5s.ALL, out, kind)
+    return out
+
+
+def _name(reference: h5py.Reference, file: h5py.h5f.FileID) -> str:
+    text = _values(h5py.h5r.dereference(reference, file), np.dtype(np.uint16), h5py.h5t.NATIVE_UINT16)
+    return text.astype(np.uint8).tobytes().decode("ascii")
+
+
+def _digits(reference: h5py.Reference, file: h5py.h5f.FileID) -> np.ndarray:
+    group = h5py.h5r.dereference(reference, file)
+    columns = []
+    for field in FIELDS:
+        dataset = h5py.h5d.open(group, field.encode())
+        if dataset.get_storage_size() == DOUBLE.itemsize:
+            columns.append(_values(dataset, DOUBLE, h5py.h5t.NATIVE_DOUBLE))
+            continue
+        scalars = _values(dataset, h5py.ref_dtype, REFERENCE)
+        columns.append(np.concatenate([
+            _values(h5py.h5r.dereference(scalar, file), DOUBLE, h5py.h5t.NATIVE_DOUBLE) for scalar in scalars
+        ]))  # fmt: skip
+    return np.stack(columns, axis=1)
+
+
+def write(path: Path, numbers: Iterable[Number]) -> None:
+    """A digitStruct.mat as MATLAB would write it."""
+    with h5py.File(path, "w", userblock_size=512) as file:
+        heap, struct = file.create_group("#refs#"), file.create_group("digitStruct")
+        struct.attrs["MATLAB_class"] = np.bytes_("struct")
+        names, boxes = [], []
+        for i, number in enumerate(numbers):
+            text = np.frombuffer(number.name.encode("ascii"), np.uint8).astype(np.uint16)[:, None]
+            names.append(heap.create_dataset(f"n{i}", data=text).ref)
+            group = heap.create_group(f"b{i}")
+            for field, values in zip(FIELDS, number.digits.T, strict=True):
+                if len(values) == 1:
+                    group.create_dataset(field, data=np.array([[values[0]]]))
+                    continue
+                scalars = [heap.create_dataset(f"{field}{i}_{k}", data=np.array([[v]])) for k, v in enumerate(values)]
+                refs = np.array([[scalar.ref] for scalar in scalars], dtype=object)
+                group.create_dataset(field, data=refs, dtype=h5py.ref_dtype)
+            boxes.append(group.ref)
+        for key, references in (("name", names), ("bbox", boxes)):
+            struct.create_dataset(key, data=np.array(references, dtype=object)[:, None], dtype=h5py.ref_dtype)
+    with open(path, "r+b") as raw:  # the user block says what it is
+        raw.write(b"MATLAB 7.3 MAT-file, HDF5 schema 1.00 .".ljust(124) + b"\x00\x02IM")
+
+
+def members(archive: Path) -> Iterator[tuple[str, tarfile.TarFile, tarfile.TarInfo]]:
+    """The files of `<split>.tar.gz` as (name without its folder, archive, member), in its order, one pass, none
+    extracted by path.
+
+    Raises ValueError, in one line, on a name outside of the archive's own folder and on a damaged archive.
+    """
+    split = archive.name.removesuffix(".tar.gz")
+    try:
+        with tarfile.open(archive, "r|gz") as tar:
+            for member in tar:
+                parts = Path(member.name).parts
+                if not (member.isdir() or member.isfile()) or ".." in parts or parts[:1] != (split,) or len(parts) > 2:
+                    raise ValueError(f"{archive} holds {member.name!r}, which is no file of {split}/: it is not SVHN's")
+                if member.isfile():
+                    yield parts[1], tar, member
+    except (tarfile.TarError, EOFError, OSError) as error:
+        if isinstance(error, FileNotFoundError):
+            raise
+        raise ValueError(f"{archive} is damaged ({error}): delete it to fetch it again") from None

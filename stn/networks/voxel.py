@@ -1,0 +1,76 @@
+"""The classifiers of A.3: a volume's projection read by A.4's CNN, with and without a 3D spatial transformer."""
+
+from collections import OrderedDict
+from collections.abc import Callable
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from stn.localisation import Regression, num_features
+from stn.networks.mnist import Localisation, Shape, solve_width
+from stn.transformer import SpatialTransformer
+from stn.transforms import Transform
+
+
+def convolutional(in_shape: Shape, transform: Transform, channels: int = 20, downsample: int = 4) -> nn.Sequential:
+    """A.4's localisation in three dimensions: volume / downsample - conv 5^3 - max 2 - conv 5^3 - FC - theta.
+
+    The volume is averaged over downsample^3 voxels; convolutions and FC have `channels` outputs each.
+    """
+    features = nn.Sequential(
+        nn.AvgPool3d(downsample),
+        nn.Conv3d(in_shape[0], channels, 5),
+        nn.MaxPool3d(2, ceil_mode=True),
+        nn.ReLU(),
+        nn.Conv3d(channels, channels, 5),
+        nn.ReLU(),
+        nn.Flatten(),
+    )
+    return nn.Sequential(
+        features, nn.Linear(num_features(features, in_shape), channels), nn.ReLU(), Regression(channels, transform)
+    )
+
+
+class Projection(nn.Module):
+    """The volume's depth flattened (A.3): the sum over z, over `unit`, a thickness that then becomes 1."""
+
+    def __init__(self, unit: float = 16.0):
+        super().__init__()
+        self.unit = unit
+
+    def forward(self, u: Float[Tensor, "b c d h w"]) -> Float[Tensor, "b c h w"]:
+        return u.sum(2) / self.unit
+
+
+def build(
+    in_shape: Shape,
+    classes: int,
+    budget: int,
+    classifier: Callable[[Shape, int, int], nn.Module],
+    localisation: Localisation | None = None,
+    transform: Transform | None = None,
+    out_px: int | None = None,
+    kernel: str = "bilinear",
+) -> nn.Module:
+    """[a 3D spatial transformer with an output of out_px^3 -] projection - classifier, as wide as the budget allows.
+
+    Half of the input's side is a good `out_px`: at the identity each output voxel is then the mean of 2^3 input voxels
+    exactly (its centre is their common corner), so nothing aliases, and zoomed in by 2 it is the input's resolution.
+    """
+    if localisation is None:
+
+        def plain(width: int) -> nn.Module:
+            return nn.Sequential(Projection(), classifier((in_shape[0], *in_shape[2:]), width, classes))
+
+        return plain(solve_width(plain, budget))
+    if transform is None:
+        raise ValueError("a localisation needs a transform to predict: choose one of conf/transform")
+    size = in_shape[1:] if out_px is None else (out_px,) * 3
+
+    def whole(width: int) -> nn.Module:
+        transformer = SpatialTransformer(localisation(in_shape, transform), transform, size, kernel)
+        parts = {"transformer": transformer, "projection": Projection()}
+        parts["classifier"] = classifier((in_shape[0], *size[1:]), width, classes)
+        return nn.Sequential(OrderedDict(parts))
+
+    return whole(solve_width(whole, budget))
