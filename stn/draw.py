@@ -12,6 +12,7 @@ from stn.sampler import regular_grid, sample
 from stn.transforms import Affine3d
 
 GRID_COLOUR = (255, 80, 60)
+BOX_COLOURS = ((230, 30, 30), (30, 180, 60), (40, 90, 240), (240, 170, 20))  # of windows 1 to 4: Table 3 right
 BOX_COLOUR = (90, 90, 90)
 GAP_PX = 4
 LABEL_PX = 96
@@ -51,6 +52,16 @@ def box_tile(image: Tensor, matrix: Tensor, side_px: int) -> Image.Image:
     points = ((corners @ matrix.T)[:, :2].detach().float().cpu().clamp(-3, 3) + 1) / 2 * (side_px - 1)
     line = [tuple(point) for point in points.tolist()]
     ImageDraw.Draw(picture).line([*line, line[0]], fill=GRID_COLOUR, width=2)
+    return picture
+
+
+def boxes(image: Tensor, windows: Tensor, side_px: int) -> Image.Image:
+    """The image with up to four windows (N, 4), each (x0, y0, x1, y1) in [-1, 1], as coloured boxes (Table 3 right)."""
+    picture = tile(image, side_px)
+    pen = ImageDraw.Draw(picture)
+    for window, colour in zip(windows.detach().float().cpu(), BOX_COLOURS, strict=False):
+        x0, y0, x1, y1 = ((window + 1) / 2 * (side_px - 1)).tolist()
+        pen.rectangle((x0, y0, x1, y1), outline=colour, width=3)
     return picture
 
 

@@ -89,7 +89,7 @@ def efficientnet_lite0() -> nn.Sequential:
             blocks.append(InvertedBottleneck(n_in, n_out, kernel, stride if i == 0 else 1, expand))
             n_in = n_out
     return nn.Sequential(OrderedDict(
-        normalise=Normalise(127, 128),
+        normalise=Normalise(127.0, 128.0),
         _conv_stem=SameConv2d(3, 32, 3, 2), _bn0=_batch_norm(32), relu0=nn.ReLU6(inplace=True),
         _blocks=nn.Sequential(*blocks),
         _conv_head=SameConv2d(n_in, 1280, 1), _bn1=_batch_norm(1280), relu1=nn.ReLU6(inplace=True),
@@ -105,6 +105,7 @@ def inception() -> nn.Sequential:
 
 
 BACKBONES: dict[str, Callable[[], nn.Sequential]] = {"inception": inception, "efficientnet_lite0": efficientnet_lite0}
+SMALLEST_PX = 32  # of an image that every backbone can take
 UNUSED = ("fc.", "_fc.", "aux1.", "aux2.")  # what a published state_dict has beside the features
 
 
@@ -194,10 +195,15 @@ def _place(backbone: nn.Sequential, name: str) -> int:
 
 
 def cut(backbone: nn.Sequential, last: str) -> nn.Sequential:
-    """The same without the layers behind the one called `last`."""
+    """The same without the layers behind the one called `last`, but a batch norm `norm` in their place.
+
+    A block of EfficientNet ends in a linear map: on its bare features, of norm 30 after averaging, the classifier's
+    loss rises at the rates that the rest needs, and the more so the more streams stand side by side.
+    """
     for name in reversed(stages(backbone)[_place(backbone, last) + 1 :]):
         parent, _, child = name.rpartition(".")
         del backbone.get_submodule(parent)._modules[child]
+    backbone.add_module("norm", nn.BatchNorm2d(out_shape(backbone, SMALLEST_PX)[0]))
     return backbone
 
 

@@ -164,8 +164,13 @@ def describe(records: list[Record], table: Table, schedule: str, budget: int | N
     sized = "" if budget is None else f"at most {budget:,} trainable parameters"
     if not finished:
         return f"{made}Schedule `{schedule}`{sized and ', '}{sized}: no run has finished."
-    width = mine[0]["config"]["model"].get("width", 1)
-    sized = f"{sized} in every model" if sized else f"networks of {width:g} x the paper's width"
+    model, params = mine[0]["config"]["model"], [r["params"] for r in finished]
+    if sized:
+        sized = f"{sized} in every model"
+    elif "width" in model:
+        sized = f"networks of {model['width']:g} x the paper's width"
+    else:
+        sized = f"{min(params):,} to {max(params):,} trainable parameters"
     seeds = sorted({r["seed"] for r in finished})
     steps = mine[0]["config"]["schedule"]["steps"]
     hours = sum(r["seconds"] for r in finished) / 3600

@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
+from PIL import Image
 from torch import Tensor
 
 from stn import draw
 from stn.networks.svhn import compose
-from stn.transformer import trace
+from stn.transformer import Warp, trace
 
 SUMMARY = ("params", "seconds", "samples_per_s", "failed_step")  # of the record, beside its metrics
 log = logging.getLogger(__name__)
@@ -33,6 +35,8 @@ class Log(pl.Callback):
             logger.log_metrics(entry, step=step)
             if picture_due and hasattr(logger, "log_image"):
                 warps = trace(module.network, self.probe.to(module.device))
+                if len(warps) > 1 and all(warp.u is warps[0].u for warp in warps) and warps[0].u.shape[1] in (1, 3):
+                    logger.log_image("windows", [windows(warps)], step=step)
                 for warp in warps:
                     rows = draw.warps if warp.v.dim() == 4 else draw.volume_warps
                     logger.log_image(f"{warp.name}/warp", [rows(warp.u, warp.source, warp.v)], step=step)
@@ -41,6 +45,12 @@ class Log(pl.Callback):
                     matrices = compose([warp.theta for warp in warps])
                     boxes = [draw.box_tile(u, m, 112) for u, m in zip(warps[0].u, matrices, strict=True)]
                     logger.log_image("composed/box", [draw.stack([boxes])], step=step)
+
+
+def windows(warps: list[Warp]) -> Image.Image:
+    """One row: the inputs, and on them what each of several parallel transformers frames (Table 3 right)."""
+    frames = torch.stack([torch.cat([w.source.amin(1), w.source.amax(1)], dim=1) for w in warps], dim=1)
+    return draw.stack([[draw.boxes(u, boxes, 112) for u, boxes in zip(warps[0].u, frames, strict=True)]])
 
 
 def wandb_logger(make: Callable[..., Any], folder: Path, config: dict[str, Any], group: str) -> Any:

@@ -1,7 +1,7 @@
 """How a network is trained: steps, batch, and the learning rate over the steps."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -23,7 +23,7 @@ class StepDecay:
 class Milestones:
     """lr x `factor` at each of the steps `at` (A.6: 0.1 at 10k, 20k and 25k)."""
 
-    at: tuple[int, ...]
+    at: Sequence[int]
     factor: float
 
     def __call__(self, step: int, steps: int) -> float:
