@@ -86,7 +86,9 @@ def one_line(error: BaseException) -> str:
     if isinstance(error, MissingConfigException) and (missing := re.search(r"hydra/launcher/(\w+)", str(error))):
         names = ", ".join(name for name in LAUNCHERS if name not in ("ray", "submitit_slurm"))
         if extra := LAUNCHERS.get(missing[1]):
-            return f"hydra/launcher={missing[1]} is not installed: make setup EXTRAS={extra}, or pip install '.[{extra}]'"
+            return (
+                f"hydra/launcher={missing[1]} is not installed: make setup EXTRAS={extra}, or pip install '.[{extra}]'"
+            )
         return f"unknown hydra/launcher={missing[1]}: choose {names}"
     if isinstance(error, InstantiationException) and cause is not None:
         return one_line(cause)
@@ -117,7 +119,9 @@ def main(cfg: DictConfig) -> None:
     multirun = hydra_config.mode == RunMode.MULTIRUN
     try:
         if multirun and cfg.get("devices", 1) != 1:
-            raise ValueError(f"devices={cfg.devices} in a sweep: give each job one device, or start the runs one by one")
+            raise ValueError(
+                f"devices={cfg.devices} in a sweep: give each job one device, or start the runs one by one"
+            )
         if Path(hydra_config.runtime.cwd).is_dir():
             os.chdir(hydra_config.runtime.cwd)  # a worker on another node starts elsewhere
         check_keys(cfg, hydra_config.runtime.choices)

@@ -152,7 +152,10 @@ def _train(
         devices=1,
         logger=logger or False,
         callbacks=[
-            Health(probe), Log(probe, cfg.pictures), saver, Unfinished(unfinished, record, cfg.checkpoint_every_s),
+            Health(probe),
+            Log(probe, cfg.pictures),
+            saver,
+            Unfinished(unfinished, record, cfg.checkpoint_every_s),
             *([Progress(folder.name)] if cfg.progress else []),
         ],
         enable_checkpointing=False,
