@@ -59,9 +59,9 @@ def steps_of(schedule: str) -> int:
 
 
 def main() -> None:
-    known = sorted(path.stem for path in (ROOT / "conf/table").glob("*.yaml"))
+    names = sorted(path.stem for path in (ROOT / "conf/table").glob("*.yaml"))
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("table", choices=known)
+    parser.add_argument("table", choices=names)
     parser.add_argument("--schedule", default="fast", help="default: fast")
     parser.add_argument("--budget", type=int, help="count the runs of this budget only")
     parser.add_argument("--seeds", default="0", help="such as 0,1,2 or range(3); default: 0")
