@@ -47,7 +47,7 @@ status: $(SETUP) ## cells of TABLE done, running, failed and missing, time left 
 	@$(PY) scripts/status.py $(TABLE) --schedule $(SCHEDULE) --seeds $(SEEDS)
 
 dashboard: $(SETUP) ## W&B workspace and report of TABLE, where an account is set up (make setup EXTRAS=dashboard)
-	@$(PY) scripts/dashboard.py $(TABLE) --schedule $(SCHEDULE)
+	@$(PY) scripts/dashboard.py $(TABLE)
 
 records: $(SETUP) ## keep the records of finished runs (runs/) in git (results/records/)
 	@$(PY) scripts/keep_records.py
