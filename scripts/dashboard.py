@@ -93,7 +93,7 @@ def main() -> None:
     try:
         if not wandb.login(prompt=False):
             raise ValueError("no W&B account is set up: `wandb login`, or --show to see what would be sent")
-        entity = options.entity or wandb.Api().default_entity
+        entity = options.entity or str(wandb.Api().default_entity)
         for one in (workspace(table, entity, project, ws, wr), report(table, found, entity, project, wr)):
             one.save()
             print(one.url)

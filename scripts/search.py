@@ -1,7 +1,7 @@
 """Search free hyper-parameters with Optuna (TPE), without an account: the same file as a W&B sweep's.
 
-The study is kept in FILE.journal beside the runs: the same command goes on with it, also from several shells or nodes at
-once.  Every trial is a run of run.py with a record; what failed is told to the optimiser as failed.
+The study is kept in FILE.journal beside the runs: the same command goes on with it, also from several shells or nodes
+at once.  Every trial is a run of run.py with a record; what failed is told to the optimiser as failed.
 """
 
 import argparse
@@ -17,7 +17,7 @@ ROOT = Path(__file__).parent.parent
 
 
 def suggest(trial: Any, parameters: dict[str, Any]) -> list[str]:
-    """One override per parameter of a W&B sweep file: `values`, or `min` and `max`, log-uniform where so distributed."""
+    """One override per parameter of a W&B sweep file: `values`, or `min` and `max`, log-uniform where it says so."""
     words = []
     for name, space in parameters.items():
         if "values" in space:
@@ -31,14 +31,13 @@ def suggest(trial: Any, parameters: dict[str, Any]) -> list[str]:
     return words
 
 
-def train(overrides: list[str], runs: Path, metric: str) -> float | None:
-    """The metric of the run that the overrides name; None where it failed."""
-    before = set(runs.glob("*/result.json"))
-    done = subprocess.run([sys.executable, "run.py", *overrides, f"runs_dir={runs}"], cwd=ROOT)
-    new = set(runs.glob("*/result.json")) - before
-    if done.returncode or len(new) != 1:
+def train(overrides: list[str], folder: Path, metric: str) -> float | None:
+    """The metric of the run that the overrides name, in a folder of its own; None where it failed."""
+    done = subprocess.run([sys.executable, "run.py", *overrides, f"runs_dir={folder}"], cwd=ROOT)
+    results = list(folder.glob("*/result.json"))
+    if done.returncode or len(results) != 1:
         return None
-    return json.loads(new.pop().read_text())["metrics"][metric]
+    return json.loads(results[0].read_text())["metrics"][metric]
 
 
 def main() -> None:
