@@ -2,7 +2,9 @@
 PYTHON ?= python3
 SCHEDULE ?= fast# smoke | fast | onecycle | paper
 SEEDS ?= 0# such as 0,1,2
-LAUNCHER ?= basic# basic | joblib
+LAUNCHER ?= basic# basic | joblib | ray_local | ray_cluster | submitit_local | slurm
+EXTRAS ?=# what a launcher or a tool needs: joblib | ray | submitit | dashboard | search
+TABLE ?= table1
 ARGS ?=# further overrides for run.py, such as threads=1 or logger=none
 
 PY := .venv/bin/python
@@ -23,7 +25,10 @@ $(SETUP): pyproject.toml constraints.txt
 	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,docs,joblib,onnx,svhn]'
 	@touch $@
 
-setup: $(SETUP) ## the virtual environment .venv
+setup: $(SETUP) ## the virtual environment .venv; EXTRAS=ray (or joblib, submitit, dashboard, search) adds what it names
+ifneq ($(EXTRAS),)
+	@$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$(EXTRAS)]'
+endif
 
 data: $(SETUP) ## fetch and check MNIST (55 MB) into data/mnist
 	@$(PY) scripts/prepare.py
@@ -56,6 +61,12 @@ $(TABLES): reproduce-%: $(SETUP)
 	@status=0; $(PY) run.py table=$* schedule=$(SCHEDULE) seed=$(SEEDS) hydra/launcher=$(LAUNCHER) $(ARGS) || status=$$?; \
 	$(PY) scripts/table.py $* --schedule $(SCHEDULE) && exit $$status
 
+status: $(SETUP) ## cells of TABLE done, running, failed and missing, time left (SCHEDULE, SEEDS)
+	@$(PY) scripts/status.py $(TABLE) --schedule $(SCHEDULE) --seeds $(SEEDS)
+
+dashboard: $(SETUP) ## W&B workspace and report of TABLE, where an account is set up (make setup EXTRAS=dashboard)
+	@$(PY) scripts/dashboard.py $(TABLE)
+
 records: $(SETUP) ## keep the records of finished runs (runs/) in git (results/records/)
 	@$(PY) scripts/keep_records.py
 
@@ -73,6 +84,9 @@ bench: data ## speed, each against its usual way, side by side (about five minut
 
 test: data ## the tests (under five minutes)
 	@$(PY) -m pytest
+
+test-slow: data ## sweeps through every launcher for real: Ray with a killed node, submitit, a fake SLURM (minutes)
+	@$(PY) -m pytest -m slow
 
 lint: $(SETUP) ## format, lint, types
 	@.venv/bin/ruff format --check .

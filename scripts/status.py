@@ -1,7 +1,7 @@
 """Where a table stands: which cells are done, running, stopped, failed or missing, and about how long the rest takes.
 
 A stopped run has a checkpoint but no process: the command that started it goes on with it.  The time left is what the
-steps to go took in records of the same cell, of any schedule, divided by the runs that are under way now.
+steps to go took in records of the same cell, else of the table, divided by the runs that are under way now.
 """
 
 import argparse
@@ -48,43 +48,42 @@ def seeds(text: str) -> list[int]:
     raise ValueError(f"--seeds {text}: give them as 0,1,2 or range(3)")
 
 
-def schedule_of(name: str) -> dict[str, Any]:
-    """`steps` and `budget` of a file of conf/schedule; the budget is that of conf/config.yaml where it sets none."""
-    file = ROOT / "conf/schedule" / f"{name}.yaml"
+def steps_of(schedule: str) -> int:
+    """The steps of a file of conf/schedule."""
+    file = ROOT / "conf/schedule" / f"{schedule}.yaml"
     if not file.is_file():
         known = ", ".join(sorted(path.stem for path in file.parent.glob("*.yaml")))
-        raise ValueError(f"unknown --schedule {name}: choose {known}")
+        raise ValueError(f"unknown --schedule {schedule}: choose {known}")
     content = yaml.safe_load(file.read_text())
-    default = yaml.safe_load((ROOT / "conf/config.yaml").read_text())["budget"]
-    return {"steps": content.get("schedule", content)["steps"], "budget": content.get("budget", default)}
+    return content.get("schedule", content)["steps"]
 
 
 def main() -> None:
-    known = sorted(path.stem for path in (ROOT / "conf/table").glob("*.yaml"))
+    names = sorted(path.stem for path in (ROOT / "conf/table").glob("*.yaml"))
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("table", choices=known)
+    parser.add_argument("table", choices=names)
     parser.add_argument("--schedule", default="fast", help="default: fast")
-    parser.add_argument("--budget", type=int, help="default: the schedule's")
+    parser.add_argument("--budget", type=int, help="count the runs of this budget only")
     parser.add_argument("--seeds", default="0", help="such as 0,1,2 or range(3); default: 0")
     parser.add_argument("--runs", type=Path, default=ROOT / "runs", help="where your own runs are (default: runs)")
     options = parser.parse_args()
 
     table = tables.load(ROOT / "conf/table" / f"{options.table}.yaml")
-    chosen = schedule_of(options.schedule)
-    budget = options.budget or chosen["budget"]
+    steps = steps_of(options.schedule)
     own = [*records.read_all(options.runs), *unfinished(options.runs)]
-    committed = records.read_all(ROOT / "results/records")
+    known = [r for r in [*own, *records.read_all(ROOT / "results/records")]
+             if tables.belongs(table, r) and r["status"] == "finished"]  # fmt: skip
+    known = [r for r in known if r["schedule"] == options.schedule] or known
     cells: dict[tuple[str, Any, int], records.Record] = {}
     for record in own:
-        if tables.belongs(table, record) and (record["schedule"], record["budget"]) == (options.schedule, budget):
+        wanted = record["schedule"] == options.schedule and options.budget in (None, record["budget"])
+        if wanted and tables.belongs(table, record):
             cells.setdefault((*tables.place(table, record), record["seed"]), record)
 
     counts: Counter[str] = Counter()
     left: list[float | None] = []
-    steps_taken = [r["seconds"] / r["steps"] for r in committed if tables.belongs(table, r)]
-    shown = RichTable(
-        table.unit, *table.columns.values(), title=f"{table.title}: {options.schedule}, budget {budget:,}"
-    )
+    paces = [r["seconds"] / r["steps"] for r in known]
+    shown = RichTable(table.unit, *table.columns.values(), title=f"{table.title}: {options.schedule}")
     for experiment, row in table.rows.items():
         line = []
         for column in table.columns:
@@ -95,10 +94,11 @@ def main() -> None:
                 states.append(f"{state} {100 * record['step'] // record['steps']} %" if "step" in record else state)
                 counts[state] += 1
                 if state in ("missing", "stopped", "running"):
-                    pace = _pace(table, record, [*own, *committed], experiment, column)
-                    to_go = record.get("steps", chosen["steps"]) - record.get("step", 0)
-                    pace = pace or (statistics.fmean(steps_taken) if steps_taken else None)
-                    left.append(None if pace is None else pace * to_go)
+                    same = [r["seconds"] / r["steps"] for r in known if tables.place(table, r) == (experiment, column)]
+                    if record.get("step"):
+                        same = [record["seconds"] / record["step"]]
+                    to_go = record.get("steps", steps) - record.get("step", 0)
+                    left.append(statistics.fmean(same or paces) * to_go if same or paces else None)
             line.append(", ".join(f"{n} {state}" if len(states) > 1 else state for state, n in Counter(states).items()))
         shown.add_row(row, *line)
     Console().print(shown)
@@ -108,15 +108,6 @@ def main() -> None:
     unknown = " at least, with no record to tell the pace of some" if None in left else ""
     clock = timedelta(seconds=round(seconds))
     print(f"{sum(counts.values())} cells: {said}; about {clock} left, {at_once} at a time{unknown}")
-
-
-def _pace(table: tables.Table, record: records.Record, known: list[records.Record], *place: Any) -> float | None:
-    """Seconds a step: of this run so far, else of the same cell's records, else None."""
-    if record.get("step"):
-        return record["seconds"] / record["step"]
-    same = [r for r in known if r["status"] == "finished" and tables.belongs(table, r)
-            and tables.place(table, r) == place]  # fmt: skip
-    return statistics.fmean(r["seconds"] / r["steps"] for r in same) if same else None
 
 
 if __name__ == "__main__":

@@ -90,6 +90,11 @@ def belongs(table: Table, record: Record) -> bool:
     return not foreign and column_of(table, record) in table.columns
 
 
+def place(table: Table, record: Record) -> tuple[str, Any]:
+    """The row and the column of a record that belongs to the table, as its config has them."""
+    return record["experiment"], _value(record["config"], table.column_key)
+
+
 def seconds_per_step(records: list[Record], overrides: list[str]) -> float | None:
     """What one training step took in the records of the same cell, whatever their seeds and schedules."""
 

@@ -81,11 +81,15 @@ def wandb_logger(make: Callable[..., Any], folder: Path, config: dict[str, Any],
 
 def finish(logger: Any, record: dict[str, Any], folder: Path) -> None:
     """The record's figures, as the last of a W&B run."""
-    logger.log_metrics(record.get("metrics", {}), step=record["steps"])
-    run = logger.experiment
-    run.summary.update({"status": record.get("status", "stopped")} | {k: record[k] for k in SUMMARY if k in record})
-    run.finish(exit_code=0 if record.get("status") == "finished" else 1)
+    try:
+        logger.log_metrics(record.get("metrics", {}), step=record["steps"])
+        run = logger.experiment
+        status = {"status": record.get("status", "stopped")}
+        run.summary.update(status | {key: record[key] for key in SUMMARY if key in record})
+        run.finish(exit_code=0 if record.get("status") == "finished" else 1)
+    except Exception as error:  # of a server that has gone or of wandb's own process: the record is written already
+        log.warning("%s", _unsent(" ".join(str(error).split()) or type(error).__name__, folder))
 
 
 def _unsent(why: str, folder: Path) -> str:
-    return f"W&B: {why}; the run goes on and stays on disk: send it later with `wandb sync {folder}/wandb/*run-*`"
+    return f"W&B: {why}; the run stays on disk: send it later with `wandb sync {folder}/wandb/*run-*`"

@@ -1,0 +1,87 @@
+"""Search free hyper-parameters with Optuna (TPE), without an account: the same file as a W&B sweep's.
+
+The study is kept in FILE.journal beside the runs: the same command goes on with it, also from several shells or nodes
+at once.  Every trial is a run of run.py with a record; what failed is told to the optimiser as failed.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+ROOT = Path(__file__).parent.parent
+
+
+def suggest(trial: Any, parameters: dict[str, Any]) -> list[str]:
+    """One override per parameter of a W&B sweep file: `values`, or `min` and `max`, log-uniform where it says so."""
+    words = []
+    for name, space in parameters.items():
+        if "values" in space:
+            value = trial.suggest_categorical(name, space["values"])
+        elif {"min", "max"} <= set(space):
+            log = space.get("distribution") == "log_uniform_values"
+            value = trial.suggest_float(name, space["min"], space["max"], log=log)
+        else:
+            raise ValueError(f"parameter {name}: {space} has to have values, or min and max")
+        words.append(f"{name}={value}")
+    return words
+
+
+def train(overrides: list[str], folder: Path, metric: str) -> float | None:
+    """The metric of the run that the overrides name, in a folder of its own; None where it failed."""
+    done = subprocess.run([sys.executable, "run.py", *overrides, f"runs_dir={folder}"], cwd=ROOT)
+    results = list(folder.glob("*/result.json"))
+    if done.returncode or len(results) != 1:
+        return None
+    return json.loads(results[0].read_text())["metrics"][metric]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sweep", type=Path, default=ROOT / "sweeps/localisation_lr.yaml")
+    parser.add_argument("--trials", type=int, default=20, help="further trials (default: 20)")
+    parser.add_argument("--runs", type=Path, default=ROOT / "runs/search", help="default: runs/search")
+    parser.add_argument("overrides", nargs="*", help="of run.py, behind those of the file, such as schedule=smoke")
+    options = parser.parse_args()
+    try:
+        import optuna
+        from optuna.storages import JournalStorage
+        from optuna.storages.journal import JournalFileBackend
+    except ModuleNotFoundError:
+        raise ValueError("optuna is not installed: make setup EXTRAS=search") from None
+
+    sweep = yaml.safe_load(options.sweep.read_text())
+    words = [word for word in sweep["command"] if "=" in word]
+    options.runs.mkdir(parents=True, exist_ok=True)
+    study = optuna.create_study(
+        study_name=options.sweep.stem,
+        storage=JournalStorage(JournalFileBackend(str(options.runs / f"{options.sweep.stem}.journal"))),
+        direction=sweep["metric"]["goal"],
+        load_if_exists=True,
+    )
+    for _ in range(options.trials):
+        trial = study.ask()
+        folder = (options.runs / f"trial{trial.number}").resolve()
+        folder.mkdir(exist_ok=True)
+        chosen = suggest(trial, sweep["parameters"])
+        value = train([*words, *options.overrides, *chosen], folder, sweep["metric"]["name"])
+        study.tell(trial, value, state=optuna.trial.TrialState.FAIL if value is None else None)
+        print(
+            f"trial {trial.number}: {' '.join(chosen)}: {'failed' if value is None else f'{value:.2f} %'}", flush=True
+        )
+    finished = [trial for trial in study.trials if trial.value is not None]
+    if not finished:
+        raise ValueError("no trial has finished: see above")
+    best = study.best_trial
+    print(f"best of {len(finished)}: {' '.join(f'{k}={v}' for k, v in best.params.items())}: {best.value:.2f} %")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
