@@ -8,7 +8,7 @@ ARGS ?=# further overrides for run.py, such as threads=1 or logger=none
 PY := .venv/bin/python
 SETUP := .venv/.ready
 
-.PHONY: help setup data test lint bench figures reproduce-table1 records
+.PHONY: help setup data test lint bench figures reproduce-table1 reproduce-table5 records
 
 help: ## these targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 20
@@ -28,7 +28,10 @@ data: $(SETUP) ## fetch and check MNIST (55 MB) into data/mnist
 
 reproduce-table1: ## Table 1: train what is not finished yet, then the table (SCHEDULE, SEEDS, LAUNCHER, ARGS)
 
-reproduce-table1: reproduce-%: data
+reproduce-table5: ## Table 5, co-localisation: the same with a schedule of its own (20 cells, minutes)
+reproduce-table5: SCHEDULE = colocalisation
+
+reproduce-table1 reproduce-table5: reproduce-%: data
 	@status=0; $(PY) run.py table=$* schedule=$(SCHEDULE) seed=$(SEEDS) hydra/launcher=$(LAUNCHER) $(ARGS) || status=$$?; \
 	$(PY) scripts/table.py $* --schedule $(SCHEDULE) && exit $$status
 
@@ -37,6 +40,7 @@ records: $(SETUP) ## keep the records of finished runs (runs/) in git (results/r
 
 figures: data ## docs/figures: samples of every distortion, what recorded transformers do
 	@$(PY) scripts/figures.py
+	@$(PY) scripts/figures_table5.py
 
 bench: data ## speed, each against its usual way, side by side (about five minutes)
 	@$(PY) scripts/bench.py

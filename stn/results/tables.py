@@ -66,10 +66,10 @@ def load(path: Path) -> Table:
     return Table(**yaml.safe_load(path.read_text())["table"])
 
 
-def _value(config: dict[str, Any], key: str) -> Any:
+def _value(config: dict[str, Any], key: str) -> str:
     for part in key.split("."):
         config = config[part]
-    return config
+    return str(config)
 
 
 def belongs(table: Table, record: Record) -> bool:
