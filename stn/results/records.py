@@ -25,7 +25,8 @@ Record = dict[str, Any]
 def identity_config(config: dict[str, Any]) -> dict[str, Any]:
     """The part of a run's resolved config that decides what is computed: not where the data lie, nor the device."""
     part = {key: config[key] for key in IDENTITY if key in config}
-    part["data"] = {key: value for key, value in part["data"].items() if key != "root"}
+    for group in {"data", "objective"} & set(part):
+        part[group] = {key: value for key, value in part[group].items() if key != "root"}
     return part
 
 

@@ -90,9 +90,9 @@ def belongs(table: Table, record: Record) -> bool:
     return not foreign and column_of(table, record) in table.columns
 
 
-def place(table: Table, record: Record) -> tuple[str, Any]:
+def place(table: Table, record: Record) -> tuple[str, str]:
     """The row and the column of a record that belongs to the table, as its config has them."""
-    return record["experiment"], _value(record["config"], table.column_key)
+    return record["experiment"], column_of(table, record)
 
 
 def seconds_per_step(records: list[Record], overrides: list[str]) -> float | None:

@@ -170,7 +170,7 @@ def _train(
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name(),
         "threads": torch.get_num_threads(),
         **git_state(),
-        "data_sha256": data.checksums(),
+        "data_sha256": data.checksums() | getattr(objective, "checksums", dict)(),
     }
     logger = None
     if cfg.logger is not None and first:

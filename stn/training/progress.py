@@ -18,7 +18,7 @@ from stn.results.tables import seconds_per_step
 
 
 class Progress(pl.Callback):
-    """One bar over the steps of a run, with the time left, the loss and the error of the last block."""
+    """One bar over the steps of a run, with the time left and what the objective reports of the last block."""
 
     def __init__(self, name: str):
         self.name = name
@@ -31,7 +31,8 @@ class Progress(pl.Callback):
 
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx) -> None:
         entry = module.curve[-1]
-        self.bar.set_postfix_str(f"loss {entry['train/loss']:.3f}, error {entry['train/error']:.1f} %", refresh=False)
+        shown = {key.removeprefix("train/"): value for key, value in entry.items() if key.startswith("train/")}
+        self.bar.set_postfix({name: f"{value:.3g}" for name, value in shown.items()}, refresh=False)
         self.bar.update(int(entry["step"]) - self.bar.n)
 
     def teardown(self, trainer, module, stage) -> None:

@@ -1,0 +1,90 @@
+"""Co-localisation (A.2): images of one unknown digit class at unknown places, with or without clutter."""
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from jaxtyping import Float, Int, UInt8
+from torch import Generator, Tensor
+
+from stn.datasets.distortions import DIGIT_PX, Clutter
+from stn.datasets.mnist import load_digits
+
+CANVAS_PX = 84
+Boxes = Float[Tensor, "b 4"]  # left, top, right, bottom in px of the canvas
+
+
+def squares(place: Int[Tensor, "b 2"]) -> Boxes:
+    """The 28 x 28 squares that the digits fill, from the places (x, y) of their top left corners."""
+    return torch.cat([place, place + DIGIT_PX], dim=1).float()
+
+
+def ink(digits: UInt8[Tensor, "b 28 28"], place: Int[Tensor, "b 2"]) -> Boxes:
+    """The smallest boxes that hold all of a digit's ink, every pixel above 0."""
+    sides = []
+    for inked in (digits.amax(1) > 0, digits.amax(2) > 0):  # columns, then rows
+        flags = inked.to(torch.uint8)
+        sides.append((flags.argmax(1), DIGIT_PX - flags.flip(1).argmax(1)))
+    (left, right), (top, bottom) = sides
+    return torch.stack([left, top, right, bottom], dim=1).float() + place.repeat(1, 2)
+
+
+class Colocalisation:
+    """`images` training digits of class `digit`, each at a uniform place of an 84 x 84 canvas, drawn once from `seed`.
+
+    `patches` 6 x 6 crops of other training digits are added: none for T, 16 for TC.  `batch` gives images and where to
+    take their random crops, never a class or a box; `test_batches` the same images with their boxes, the digit's
+    28 x 28 square (`box` "square") or the bounding box of its ink ("ink"), which the network has not seen.
+    """
+
+    classes = 1  # unknown, but common to all images
+    made = False
+    in_shape = (1, CANVAS_PX, CANVAS_PX)
+
+    def __init__(self, root: str | Path, digit: int, patches: int, images: int, box: str, seed: int):
+        if not isinstance(digit, int) or not 0 <= digit <= 9:
+            raise ValueError(f"data.digit={digit!r} is no digit class: choose one of 0 to 9")
+        for key, value, least in (("patches", patches, 0), ("images", images, 2)):
+            if not isinstance(value, int) or value < least:
+                raise ValueError(f"data.{key}={value!r} has to be a whole number, {least} or more")
+        if box not in ("square", "ink"):
+            raise ValueError(f"unknown data.box={box!r}: choose square or ink")
+        digits, labels = load_digits(root, "train")
+        (mine,) = (labels == digit).nonzero(as_tuple=True)
+        if images > len(mine):
+            raise ValueError(
+                f"data.images={images}: MNIST has {len(mine)} training digits of class {digit}, take fewer"
+            )
+        generator = Generator().manual_seed(seed)
+        index = mine[torch.randperm(len(mine), generator=generator)[:images]]
+        clutter = Clutter(CANVAS_PX, patches)
+        params = clutter.draw(images, generator, len(digits))
+        self.images = clutter.compose(digits, index, params)[:, None]
+        self.boxes = squares(params["place"]) if box == "square" else ink(digits[index], params["place"])
+
+    def to(self, device: torch.device) -> None:
+        """Move the images to `device`."""
+        self.images = self.images.to(device)
+
+    def batch(self, n: int, generator: Generator) -> tuple[Float[Tensor, "b 1 s s"], Float[Tensor, "b 2"]]:
+        """n of the images, or all, and for each where its random crop lies: (x, y), uniform in [-1, 1]^2.
+
+        -1 and 1 are the places at which a crop touches the image's left or top, and its right or bottom, edge.
+        """
+        if n > len(self.images):
+            raise ValueError(f"schedule.batch_size={n} is more than the {len(self.images)} images of data.images")
+        on = {"generator": generator, "device": generator.device}
+        u = self.images[torch.randperm(len(self.images), **on)[:n]]
+        return u.float() / 255, 2 * torch.rand(n, 2, **on) - 1
+
+    def test_batches(self) -> Iterator[tuple[Float[Tensor, "b 1 s s"], Boxes]]:
+        """All images with their boxes."""
+        yield self.images.cpu().float() / 255, self.boxes
+
+    def checksums(self) -> dict[str, str]:
+        """sha256 of the images and of their boxes, for the record."""
+        return {
+            "train": hashlib.sha256(self.images.cpu().numpy().tobytes()).hexdigest(),
+            "test": hashlib.sha256(self.boxes.numpy().tobytes()).hexdigest(),
+        }

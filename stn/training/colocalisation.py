@@ -1,0 +1,142 @@
+"""Co-localisation (A.2): crops of a common object are nearer to each other than to random crops, in a frozen encoding."""
+
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from stn.datasets.distortions import DIGIT_PX, DISTORTIONS
+from stn.datasets.fetch import sha256
+from stn.networks.mnist import build, cnn
+from stn.results import records
+from stn.sampler import regular_grid, sample
+from stn.transformer import trace
+from stn.transforms import Attention
+
+Crops = Float[Tensor, "b 1 28 28"]
+DIGIT_SIZED = [name for name, distortion in DISTORTIONS.items() if distortion.canvas_px == DIGIT_PX]
+TRAIN = "experiment=mnist_cnn data.distortion=r schedule=fast"  # the encoder that conf/objective names
+Boxes = Float[Tensor, "b 4"]  # left, top, right, bottom in px
+
+
+class Colocalisation:
+    """The triplet hinge loss of A.2, with the batch's mean in place of its sum; `accuracy` in percent.
+
+    loss = mean over n != m of max(0, |e(I_n^T) - e(I_m^T)|^2 - |e(I_n^T) - e(I_n^rand)|^2 + margin), all pairs of the
+    batch; I^T is what the network cuts out of I, I^rand a crop of the same 28 x 28 px at a random place of the same
+    image.  accuracy = how many windows overlap the digit's box with IoU > 0.5.
+
+    `encoder` names the run whose CNN is e, below `root` or among the committed weights.
+    """
+
+    def __init__(self, encoder: str, margin: float, precision: str, root: str | Path):
+        self.margin = margin
+        self.bf16 = precision == "bf16"
+        self.encoder, self.sha256 = load_encoder(encoder, Path(root))
+
+    def loss(self, network: nn.Module, batch: tuple[Tensor, Float[Tensor, "b 2"]]) -> tuple[Tensor, dict[str, Tensor]]:
+        u, place = batch
+        crop = network(u)
+        encode = self.encoder.to(u.device)
+        with torch.autocast(u.device.type, torch.bfloat16, enabled=self.bf16):
+            with torch.no_grad():
+                random = encode(random_crops(u, place, (crop.shape[2], crop.shape[3])))
+            encoding = encode(crop)
+        return triplet_hinge(encoding, random, self.margin), {}
+
+    def test(self, network: nn.Module, batch: tuple[Tensor, Boxes]) -> dict[str, Tensor]:
+        u, box = batch
+        (warp,) = trace(network, u)
+        return {"accuracy": 100 * (iou(window(warp.theta, u.shape[-1]), box) > 0.5).float().mean()}
+
+    def checksums(self) -> dict[str, str]:
+        """sha256 of the encoder's weights, for the record."""
+        return {"encoder": self.sha256}
+
+
+def triplet_hinge(crop: Float[Tensor, "b f"], random: Float[Tensor, "b f"], margin: float) -> Float[Tensor, ""]:
+    """The mean of A.2's hinge over the ordered pairs n != m of a batch, from the encodings of I^T and I^rand."""
+    norm = crop.square().sum(1)
+    apart = norm[:, None] + norm - 2 * crop @ crop.T  # |e_n - e_m|^2
+    to_random = (crop - random).square().sum(1)
+    hinge = (apart - to_random[:, None] + margin).clamp(min=0)
+    n = len(crop)
+    return (hinge.sum() - hinge.diagonal().sum()) / (n * (n - 1))
+
+
+def random_crops(u: Float[Tensor, "b 1 s s"], place: Float[Tensor, "b 2"], size: tuple[int, int]) -> Crops:
+    """A window of `size` px out of each image; place (x, y) in [-1, 1]^2 runs from edge to edge."""
+    scale = size[0] / u.shape[-1]
+    theta = torch.cat([torch.full_like(place[:, :1], scale), (1 - scale) * place], dim=1)
+    return sample(u, Attention()(theta, regular_grid(size, u.dtype, u.device)), size)
+
+
+def window(theta: Float[Tensor, "b 3"], side_px: int) -> Boxes:
+    """The square that an attention window (s, t_x, t_y) covers of an image of side_px; a mirrored one the same."""
+    centre, half = theta[:, 1:], theta[:, :1].abs()
+    return (torch.cat([centre - half, centre + half], dim=1) + 1) * side_px / 2
+
+
+def iou(a: Boxes, b: Boxes) -> Float[Tensor, " b"]:
+    """Area of the intersection over area of the union, box by box."""
+    both = (torch.minimum(a[:, 2:], b[:, 2:]) - torch.maximum(a[:, :2], b[:, :2])).clamp(min=0).prod(1)
+    return both / ((a[:, 2:] - a[:, :2]).prod(1) + (b[:, 2:] - b[:, :2]).prod(1) - both)
+
+
+class Encoder(nn.Module):
+    """e of A.2: the two hidden layers and the class scores of a digit CNN side by side, each divided by its length.
+
+    The lengths of the three differ by their numbers of units; undivided, the margin of 1 is lost beside distances of
+    hundreds, and the least loss is that of windows on nothing (README, "Differences from the paper").
+    """
+
+    def __init__(self, classifier: nn.Sequential):
+        super().__init__()
+        features, scores = classifier
+        self.first, self.second, self.scores = features[:3], features[3:6], scores
+        self.requires_grad_(False).eval()
+
+    def forward(self, crop: Crops) -> Float[Tensor, "b f"]:
+        first = self.first(crop)
+        second = self.second(first)
+        layers = (first.flatten(1), second.flatten(1), self.scores(second.flatten(1)))
+        return torch.cat([F.normalize(layer.float(), dim=1) for layer in layers], dim=1)
+
+
+def load_encoder(name: str, root: Path) -> tuple[Encoder, str]:
+    """The CNN of the run `name` as an `Encoder`, and the sha256 of its weights.
+
+    Looked for in root/<name>/ and then among the committed results/.  Raises FileNotFoundError where it is in neither
+    place, ValueError where it is no finished CNN for 28 x 28 digits.
+    """
+    committed = Path("results")
+    for record_file, weights in (
+        (root / name / "result.json", root / name / "weights.pt"),
+        (committed / "records" / f"{name}.json", committed / "weights" / f"{name}.pt"),
+    ):
+        if record_file.is_file() and weights.is_file():
+            break
+    else:
+        raise FileNotFoundError(
+            f"no finished encoder objective.encoder={name} in {root} or {committed}: train it with `python run.py {TRAIN}`"
+        )
+    record = records.read(record_file)
+    model = record["config"]["model"]
+    if record["experiment"] != "mnist_cnn" or record["config"]["data"]["distortion"] not in DIGIT_SIZED:
+        raise ValueError(
+            f"objective.encoder={name} is no digit CNN for 28 x 28 px: name a run of experiment=mnist_cnn with "
+            f"data.distortion one of {', '.join(DIGIT_SIZED)}, such as `python run.py {TRAIN}`"
+        )
+    classifier = build((1, DIGIT_PX, DIGIT_PX), 10, model["budget"], cnn)
+    try:
+        classifier.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
+    except Exception as error:  # the unpickler meets arbitrary bytes, and raises whatever they lead to
+        first_line = (str(error).strip() or type(error).__name__).split("\n")[0][:100]
+        raise ValueError(
+            f"the encoder's weights {weights} are damaged ({first_line}): delete {weights.parent} to train it again"
+            if weights.is_relative_to(root)
+            else f"the encoder's weights {weights} are damaged ({first_line}): `git checkout {weights}` restores them"
+        ) from None
+    return Encoder(classifier), sha256(weights)
