@@ -294,7 +294,7 @@ def bench_flops() -> None:
 def bench_svhn(batch: int = 4) -> None:
     print(f"\n(f) SVHN, the networks of A.5, bf16, forward and backward, ms a step of {batch}")
     for size_px in (64, 128):
-        ways = {}
+        ways: dict[str, Callable[[], object]] = {}
         for name in ("none", "single", "multi"):
             network = svhn.build((3, size_px, size_px), 11, transformers=name, transform=Affine())
             network = network.to(memory_format=torch.channels_last)

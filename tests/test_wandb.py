@@ -169,7 +169,9 @@ def test_a_sweep_file_is_one_that_wandb_takes_and_its_command_composes(file):
 
     sweep = load_sweep_config(str(file))
     assert sweep["metric"] == {"name": "test/error", "goal": "minimize"}
-    chosen = {name: {"value": space.get("values", [space.get("min")])[0]} for name, space in sweep["parameters"].items()}
+    chosen = {
+        name: {"value": space.get("values", [space.get("min")])[0]} for name, space in sweep["parameters"].items()
+    }
     command = create_sweep_command(sweep["command"])
     assert command[:3] == ["${env}", "python", "${program}"]
     assert command[-1] == "${args_no_hyphens}"

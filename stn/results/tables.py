@@ -28,9 +28,9 @@ class Table:
     metric: str
     unit: str
     column_key: str
-    columns: dict[str | int, str]
+    columns: dict[str, str]
     rows: dict[str, str]
-    paper: dict[str, dict[str | int, float]]
+    paper: dict[str, dict[str, float]]
     notes: list[str]
     borrowed: list[str] = field(default_factory=list)
 

@@ -144,7 +144,6 @@ class Training(pl.LightningModule):
     def training_step(self, batch: int, batch_idx: int) -> None:
         start = time.perf_counter()
         generator = block_generator(self.seed, self.current_epoch, self.device)
-        torch.manual_seed(generator.initial_seed())  # what draws in the network, dropout, has no other generator
         # the raw optimizer: Lightning's wrapper costs as much as a small network's step
         optimizer: Any = self.optimizers(use_pl_optimizer=False)
         scheduler: Any = self.lr_schedulers()
@@ -156,9 +155,9 @@ class Training(pl.LightningModule):
         processes, rank = self.trainer.world_size, self.global_rank
         torch.manual_seed(generator.initial_seed() + rank)  # of dropout, which takes no generator
         for _ in range(first, last):
-            batch = parts(self.data.batch(self.schedule.batch_size, generator), processes * self.accumulate)
+            micro = parts(self.data.batch(self.schedule.batch_size, generator), processes * self.accumulate)
             optimizer.zero_grad()
-            for part in batch[rank * self.accumulate : (rank + 1) * self.accumulate]:
+            for part in micro[rank * self.accumulate : (rank + 1) * self.accumulate]:
                 loss, also = self.objective.loss(self, part)
                 (loss / self.accumulate).backward()
                 for name, value in {"loss": loss, **also}.items():
