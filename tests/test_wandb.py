@@ -1,4 +1,4 @@
-"""W&B: what is sent and what is not, a server that refuses or goes away, a killed run that goes on, sync, dashboards."""
+"""W&B: what is sent and what is not, a server that refuses or goes away, resume, sync, dashboards, sweep files."""
 
 import json
 import os
@@ -26,7 +26,8 @@ def start(home, server, *overrides):
     if not (home / "data").exists():
         (home / "data").symlink_to(ROOT / "data")
     env = {key: value for key, value in os.environ.items() if not key.startswith("WANDB")} | {
-        "HOME": str(home), "WANDB_BASE_URL": server, "WANDB_API_KEY": KEY, "OMP_NUM_THREADS": "1", "SECRET": "s3cret-s3cret",
+        "HOME": str(home), "WANDB_BASE_URL": server, "WANDB_API_KEY": KEY, "SECRET": "s3cret-s3cret",
+        "OMP_NUM_THREADS": "1",
     }  # fmt: skip
     return subprocess.Popen(
         [sys.executable, "run.py", *RUN, f"runs_dir={home}/runs", f"data.root={home}/data", *overrides],
