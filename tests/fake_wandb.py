@@ -16,7 +16,7 @@ class FakeWandb:
         self.runs: dict[str, dict] = {}
         self.rows: dict[str, dict[int, dict]] = {}
         self.refuses = False
-        self.down_after_rows: int | None = None
+        self.down = False
 
     def graphql(self, query: str, variables: dict) -> dict:
         operation = re.search(r"(?:query|mutation)\s+(\w+)", query)[1]
@@ -61,12 +61,13 @@ def serve():
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self):
             body = self.rfile.read(int(self.headers.get("content-length", 0)))
-            if fake.down_after_rows is not None and sum(map(len, fake.rows.values())) > fake.down_after_rows:
-                self.connection.close()
+            if fake.down:  # hangs up
+                self.close_connection = True
                 return
             if fake.refuses:
                 self.send_response(401)
                 self.end_headers()
+                self.wfile.write(b'{"data": null}')
                 return
             if self.path == "/graphql":
                 request = json.loads(body)

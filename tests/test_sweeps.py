@@ -3,14 +3,18 @@
 import json
 import os
 import re
+import runpy
 import subprocess
 import sys
 import time
+from datetime import timedelta
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
+from stn.results import records, tables
 from stn.training.engine import Diverged
 
 ROOT = Path(__file__).parent.parent
@@ -61,6 +65,7 @@ def test_joblib_runs_two_cells_at_once_and_one_that_fails_leaves_the_other(tmp_p
 
 
 @needs("hydra_plugins.hydra_submitit_launcher")
+@pytest.mark.slow
 def test_submitit_runs_a_sweep_s_jobs_as_processes_of_this_machine(tmp_path):
     check_sweep_with_a_failing_cell(tmp_path, ["hydra/launcher=submitit_local"])
 
@@ -111,3 +116,157 @@ def test_the_error_of_a_diverged_run_survives_the_way_back_from_a_worker():
     assert str(pickle.loads(pickle.dumps(error))) == str(error) == (
         "the loss became nan at step 3: lower schedule.lr or schedule.localisation_lr"
     )  # fmt: skip
+
+
+# --- SLURM, with fakes of its commands on the PATH that run the jobs here
+
+SBATCH = """#!{python}
+import os, re, subprocess, sys
+script = open(sys.argv[-1]).read()
+open("{folder}/submitted.sh", "w").write(script)
+last = int(re.search(r"#SBATCH --array=0-(\\d+)", script)[1])
+for task in range(last + 1):
+    env = os.environ | {{"SLURM_JOB_ID": str(100 + task), "SLURM_ARRAY_JOB_ID": "77", "SLURM_ARRAY_TASK_ID": str(task),
+        "SLURM_JOB_NUM_NODES": "1", "SLURM_NTASKS": "1", "SLURM_JOB_NODELIST": "node", "SLURM_NODEID": "0",
+        "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}}
+    subprocess.Popen(["bash", sys.argv[-1]], env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+print("Submitted batch job 77")
+"""
+SRUN = """#!{python}
+import os, sys
+words = sys.argv[1:]
+while words[0].startswith("-"):
+    option = words.pop(0)
+    if option in ("--output", "--error"):
+        words.pop(0)
+os.execvp(words[0], words)
+"""
+SACCT = """#!{python}
+print("JobID|State|NodeList")
+for task in range(9):
+    print(f"77_{{task}}|RUNNING|node")
+"""
+SCONTROL = "#!{python}\nprint('node')\n"
+
+
+@pytest.fixture
+def slurm(tmp_path):
+    """A folder of commands for the PATH."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    for name, text in {"sbatch": SBATCH, "srun": SRUN, "sacct": SACCT, "scontrol": SCONTROL}.items():
+        (folder / name).write_text(text.format(python=sys.executable, folder=folder))
+        (folder / name).chmod(0o755)
+    return folder
+
+
+@needs("hydra_plugins.hydra_submitit_launcher")
+@pytest.mark.slow
+def test_slurm_is_given_one_array_whose_jobs_ask_for_a_gpu_and_hand_themselves_back_in_time(tmp_path, slurm):
+    check_sweep_with_a_failing_cell(
+        tmp_path / "runs", ["hydra/launcher=slurm", "hydra.launcher.partition=gpu", "hydra.launcher.account=us"],
+        PATH=f"{slurm}:{os.environ['PATH']}",
+    )  # fmt: skip
+    asked = set(re.findall(r"^#SBATCH --(.*)$", (slurm / "submitted.sh").read_text(), flags=re.MULTILINE))
+    assert asked >= {
+        "array=0-1%2", "partition=gpu", "account=us", "gpus-per-node=1", "cpus-per-task=4", "mem=16GB", "time=240",
+        "signal=USR2@120", "job-name=stn", "nodes=1", "ntasks-per-node=1",
+    }  # fmt: skip
+
+
+# --- what cannot be swept: one line
+
+REFUSED = """
+import pkgutil, re, runpy, sys
+real, (hidden, *overrides) = pkgutil.walk_packages, sys.argv[1:]
+pkgutil.walk_packages = lambda *a, **k: (m for m in real(*a, **k) if not re.match(hidden, m.name))
+sys.argv = ["run.py", "--multirun", "experiment=mnist_fcn", *overrides]
+runpy.run_path("run.py", run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize(
+    ("hidden", "override", "said"),
+    [
+        (r"hydra_plugins.hydra_joblib", "hydra/launcher=joblib", "hydra/launcher=joblib is not installed: make setup EXTRAS=joblib, .*"),  # noqa: E501
+        (r"hydra_plugins.hydra_ray", "hydra/launcher=ray_cluster", r"hydra/launcher=ray_local is not installed: make setup EXTRAS=ray, or pip install '.\[ray\]'"),  # noqa: E501
+        (r"hydra_plugins.hydra_submitit", "hydra/launcher=slurm", "hydra/launcher=slurm is not installed: make setup EXTRAS=submitit, .*"),  # noqa: E501
+        ("none", "hydra/launcher=condor", "unknown hydra/launcher=condor: choose basic, joblib, ray_local, ray_cluster, .*"),  # noqa: E501
+        ("none", "++devices=2", "devices=2 in a sweep: give each job one device, or start the runs one by one"),
+    ],
+)  # fmt: skip
+def test_a_sweep_that_cannot_be_run_is_refused_in_one_line(hidden, override, said, tmp_path):
+    done = subprocess.run([sys.executable, "-c", REFUSED, hidden, override, f"runs_dir={tmp_path}"], cwd=ROOT,
+                          capture_output=True, text=True)  # fmt: skip
+    assert done.returncode == 1
+    assert re.fullmatch(f"error: {said}", done.stderr.splitlines()[-1])
+    assert "Traceback" not in done.stderr
+    assert results(tmp_path) == []
+
+
+# --- status
+
+
+def started(folder, experiment, distortion, seed, **changes):
+    """A run's folder with a record: finished, or unfinished at a step."""
+    status = changes.get("status", "finished")
+    record = {
+        "version": 1, "experiment": experiment, "schedule": "fast", "seed": seed, "budget": 150000,
+        "overrides": [f"experiment={experiment}", f"data.distortion={distortion}"], "status": status, "metrics": {},
+        "config": {"experiment_name": experiment, "data": {"distortion": distortion}, "seed": seed},
+        "params": 1, "steps": 6000, "seconds": 60.0, "device": "a processor", "threads": 1, "made_data": False,
+    }  # fmt: skip
+    run = folder / f"{experiment}-{distortion}-{seed}"
+    run.mkdir(parents=True)
+    name = "unfinished.json" if status == "unfinished" else "result.json"
+    (run / name).write_text(json.dumps(record | changes))
+    return run
+
+
+def status(monkeypatch, capsys, *arguments):
+    monkeypatch.setattr(sys, "argv", ["status.py", "table1", *map(str, arguments)])
+    monkeypatch.setenv("COLUMNS", "200")
+    runpy.run_path(str(ROOT / "scripts/status.py"), run_name="__main__")
+    *shown, last = capsys.readouterr().out.splitlines()
+    cells = {line.split("│")[1].strip(): [c.strip() for c in line.split("│")[2:-1]] for line in shown if "│" in line}
+    return cells, last
+
+
+def test_the_status_counts_done_running_stopped_failed_and_missing_cells(tmp_path, monkeypatch, capsys):
+    started(tmp_path, "mnist_fcn", "r", 0)
+    started(tmp_path, "mnist_fcn", "rts", 0, status="failed")
+    started(tmp_path, "mnist_cnn", "r", 0, status="unfinished", step=1500, seconds=15.0)
+    running = started(tmp_path, "mnist_cnn", "e", 0, status="unfinished", step=3000, seconds=300.0)
+    with FileLock(running / "lock"):
+        cells, last = status(monkeypatch, capsys, "--runs", tmp_path)
+    assert cells["FCN"] == ["done", "failed", "missing", "missing", "missing"]
+    assert cells["CNN"] == ["stopped 25 %", "missing", "missing", "running 50 %", "missing"]
+    assert re.match("40 cells: 1 done, 1 running, 1 stopped, 1 failed, 36 missing; about .* left, 1 at a time", last)
+    cells, _ = status(monkeypatch, capsys, "--runs", tmp_path, "--seeds", "0,1")
+    assert cells["FCN"][:2] == ["1 done, 1 missing", "1 failed, 1 missing"]
+    assert cells["CNN"][3] == "1 stopped 50 %, 1 missing"
+
+
+def test_the_time_left_is_the_steps_to_go_at_the_pace_of_the_same_cell_or_run(tmp_path, monkeypatch, capsys):
+    for row in tables.load(ROOT / "conf/table/table1.yaml").rows:
+        for column in ("r", "rts", "p", "e", "tc"):
+            if (row, column) not in (("mnist_fcn", "r"), ("mnist_cnn", "e")):
+                started(tmp_path, row, column, 0, seconds=7.0)
+    started(tmp_path, "mnist_fcn", "r", 1, seconds=600.0)  # another seed of the missing cell: 0.1 s a step
+    running = started(tmp_path, "mnist_cnn", "e", 0, status="unfinished", step=3000, seconds=900.0)  # 0.3 s a step
+    with FileLock(running / "lock"):
+        _, last = status(monkeypatch, capsys, "--runs", tmp_path)
+    committed = [r["seconds"] for r in records.read_all(ROOT / "results/records")
+                 if (r["experiment"], r["schedule"]) == ("mnist_fcn", "fast") and r["config"]["data"]["distortion"] == "r"]  # noqa: E501  # fmt: skip
+    left = timedelta(seconds=round((600 + sum(committed)) / (1 + len(committed)) + 900))
+    assert last == f"40 cells: 38 done, 1 running, 0 stopped, 0 failed, 1 missing; about {left} left, 1 at a time"
+
+
+def test_help_and_status_load_no_pytorch():
+    for script, *arguments in (["run.py", "--help"], ["scripts/status.py", "table1"]):
+        code = f"import runpy, sys; sys.argv = {[script, *arguments]!r}; sys.stdout = open({os.devnull!r}, 'w')\n" \
+               f"try: runpy.run_path({script!r}, run_name='__main__')\n" \
+               "except SystemExit: pass\n" \
+               "sys.exit(' '.join({'torch', 'pytorch_lightning', 'wandb', 'ray'} & set(sys.modules)) or 0)"  # fmt: skip
+        done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+        assert (done.returncode, done.stderr) == (0, "")
