@@ -40,7 +40,6 @@ records: $(SETUP) ## keep the records of finished runs (runs/) in git (results/r
 
 figures: data ## docs/figures: samples of every distortion, what recorded transformers do
 	@$(PY) scripts/figures.py
-	@$(PY) scripts/figures_table5.py
 
 bench: data ## speed, each against its usual way, side by side (about five minutes)
 	@$(PY) scripts/bench.py
