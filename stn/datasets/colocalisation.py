@@ -74,9 +74,9 @@ class Colocalisation:
         """
         if n > len(self.images):
             raise ValueError(f"schedule.batch_size={n} is more than the {len(self.images)} images of data.images")
-        on = {"generator": generator, "device": generator.device}
-        u = self.images[torch.randperm(len(self.images), **on)[:n]]
-        return u.float() / 255, 2 * torch.rand(n, 2, **on) - 1
+        index = torch.randperm(len(self.images), generator=generator, device=generator.device)[:n]
+        place = 2 * torch.rand(n, 2, generator=generator, device=generator.device) - 1
+        return self.images[index].float() / 255, place
 
     def test_batches(self) -> Iterator[tuple[Float[Tensor, "b 1 s s"], Boxes]]:
         """All images with their boxes."""

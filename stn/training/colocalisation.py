@@ -1,6 +1,7 @@
-"""Co-localisation (A.2): crops of a common object are nearer to each other than to random crops, in a frozen encoding."""
+"""Co-localisation (A.2): in a frozen encoding, crops of a common object are nearer to each other than to others."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +18,7 @@ from stn.transforms import Attention
 
 Crops = Float[Tensor, "b 1 28 28"]
 DIGIT_SIZED = [name for name, distortion in DISTORTIONS.items() if distortion.canvas_px == DIGIT_PX]
-TRAIN = "experiment=mnist_cnn data.distortion=r schedule=fast"  # the encoder that conf/objective names
+TRAIN = "experiment=mnist_cnn data.distortion=p schedule=fast"  # the encoder that conf/objective names
 Boxes = Float[Tensor, "b 4"]  # left, top, right, bottom in px
 
 
@@ -86,15 +87,16 @@ def iou(a: Boxes, b: Boxes) -> Float[Tensor, " b"]:
 
 
 class Encoder(nn.Module):
-    """e of A.2: the two hidden layers and the class scores of a digit CNN side by side, each divided by its length.
+    """e of A.2: the two hidden layers and the class scores of a digit CNN side by side, of equal length, |e| = 1.
 
-    The lengths of the three differ by their numbers of units; undivided, the margin of 1 is lost beside distances of
-    hundreds, and the least loss is that of windows on nothing (README, "Differences from the paper").
+    As they come, the margin of 1 is lost beside squared distances of hundreds, and windows on nothing have a smaller
+    loss than windows on the digits (README, "Differences from the paper").
     """
 
-    def __init__(self, classifier: nn.Sequential):
+    def __init__(self, classifier: nn.Module):
         super().__init__()
-        features, scores = classifier
+        features: Any
+        features, scores = classifier.children()
         self.first, self.second, self.scores = features[:3], features[3:6], scores
         self.requires_grad_(False).eval()
 
@@ -102,7 +104,7 @@ class Encoder(nn.Module):
         first = self.first(crop)
         second = self.second(first)
         layers = (first.flatten(1), second.flatten(1), self.scores(second.flatten(1)))
-        return torch.cat([F.normalize(layer.float(), dim=1) for layer in layers], dim=1)
+        return torch.cat([F.normalize(layer.float(), dim=1) for layer in layers], dim=1) / len(layers) ** 0.5
 
 
 def load_encoder(name: str, root: Path) -> tuple[Encoder, str]:
@@ -120,7 +122,7 @@ def load_encoder(name: str, root: Path) -> tuple[Encoder, str]:
             break
     else:
         raise FileNotFoundError(
-            f"no finished encoder objective.encoder={name} in {root} or {committed}: train it with `python run.py {TRAIN}`"
+            f"no finished encoder objective.encoder={name} in {root} or {committed}: `python run.py {TRAIN}` trains one"
         )
     record = records.read(record_file)
     model = record["config"]["model"]

@@ -1,0 +1,247 @@
+"""Co-localisation (A.2, Table 5): its images and boxes, the loss against a loop over pairs, the encoder's record."""
+
+import json
+import shutil
+from itertools import permutations
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from stn.datasets.colocalisation import Colocalisation as Data
+from stn.datasets.colocalisation import ink, squares
+from stn.networks.colocalisation import build
+from stn.networks.mnist import num_params
+from stn.training.colocalisation import Colocalisation, iou, load_encoder, random_crops, triplet_hinge, window
+from stn.training.engine import Training
+from stn.training.schedule import OneCycle, Schedule
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+ROOT = Path(__file__).parent.parent
+ENCODER = "mnist_cnn-p-fast-seed0-5ff665fd0c"
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.fixture
+def digits(monkeypatch):
+    """60 digits of each class in MNIST's place: one of ink, 6 to 20 px wide and 20 high, of a class's own grey."""
+    rng = np.random.default_rng(0)
+    images, labels = np.zeros((600, 28, 28), np.uint8), np.repeat(np.arange(10), 60)
+    for image, label in zip(images, labels, strict=True):
+        half = rng.integers(3, 11)
+        image[4:24, 14 - half : 14 + half] = 100 + 10 * label
+    pair = torch.from_numpy(images), torch.from_numpy(labels)
+    monkeypatch.setattr("stn.datasets.colocalisation.load_digits", lambda root, split: pair)
+    return pair
+
+
+def data(digit=3, patches=0, images=40, box="square", seed=0):
+    return Data("nowhere", digit, patches, images, box, seed)
+
+
+# --- images and boxes
+
+
+def test_every_image_holds_one_digit_of_the_class_inside_of_its_square_and_nothing_else(digits):
+    d = data(digit=3)
+    assert d.images.shape == (40, 1, 84, 84)
+    for image, (left, top, right, bottom) in zip(d.images[:, 0], d.boxes.int().tolist(), strict=True):
+        assert (right - left, bottom - top) == (28, 28)
+        assert min(left, top) >= 0
+        assert max(right, bottom) <= 84
+        square = image[top:bottom, left:right]
+        assert set(square.unique().tolist()) == {0, 130}
+        assert square.long().sum() == image.long().sum()
+
+
+def test_clutter_adds_parts_of_other_digits_and_leaves_the_digit_where_it_is(digits):
+    plain, cluttered = data(patches=0), data(patches=16)
+    added = (cluttered.images > 0).sum() - (data(patches=16).images == 130).sum()
+    assert added > 40 * 36  # at least one whole patch an image, on average
+    for image, (left, top, right, bottom) in zip(cluttered.images[:, 0], cluttered.boxes.int().tolist(), strict=True):
+        assert (image[top:bottom, left:right] >= 130).sum() >= 20 * 6  # the maximum never hides the digit
+    assert plain.images.shape == cluttered.images.shape
+
+
+def test_the_ink_box_is_the_bounding_box_of_the_ink():
+    image = torch.zeros(1, 28, 28, dtype=torch.uint8)
+    image[0, 5:9, 7:20] = 3
+    assert ink(image, torch.tensor([[10, 30]])).tolist() == [[17.0, 35.0, 30.0, 39.0]]
+    assert squares(torch.tensor([[10, 30]])).tolist() == [[10.0, 30.0, 38.0, 58.0]]
+
+
+def test_the_images_are_drawn_once_from_the_seed(digits):
+    assert data(seed=1).checksums() == data(seed=1).checksums()
+    assert data(seed=1).checksums()["train"] != data(seed=2).checksums()["train"]
+    assert torch.equal(data(box="ink").images, data(box="square").images)
+
+
+def test_a_batch_has_each_image_once_and_its_crop_s_place_from_the_generator(digits):
+    d = data()
+    u, place = d.batch(40, seeded(5))
+    again = d.batch(40, seeded(5))
+    assert torch.equal(u, again[0])
+    assert torch.equal(place, again[1])
+    assert sorted(x.sum().item() for x in u) == pytest.approx(sorted((x.float() / 255).sum().item() for x in d.images))
+    places = torch.cat([d.batch(40, seeded(s))[1] for s in range(50)])
+    assert places.abs().max() <= 1
+    assert places.mean(0).abs().max() < 0.06
+    assert places.var(0) == pytest.approx([1 / 3, 1 / 3], abs=0.03)  # of U(-1, 1)
+
+
+def test_no_label_and_no_box_is_in_a_training_batch(digits):
+    """Neither other boxes nor other labels change a weight: training never sees them."""
+
+    def trained(box):
+        torch.manual_seed(0)
+        d = data(box=box)
+        if box == "ink":
+            d.boxes = torch.full_like(d.boxes, float("nan"))
+            digits[1].zero_()
+        return train(d)
+
+    one, two = trained("square"), trained("ink")
+    assert one.localisation[-1].weight.abs().sum() > 0
+    for p, q in zip(one.parameters(), two.parameters(), strict=True):
+        assert torch.equal(p, q)
+
+
+def train(d, steps=3):
+    network = build(d.in_shape, d.classes, 100_000, 4, 0.8, 0.1)
+    objective = Colocalisation.__new__(Colocalisation)
+    torch.manual_seed(1)
+    objective.margin, objective.bf16 = 1.0, False
+    objective.encoder = nn.Sequential(nn.Flatten(), nn.Linear(784, 8)).requires_grad_(False)
+    schedule = Schedule(steps, 20, 0.05, OneCycle(0.3), 0.9, 0.0, 1.0, 1.0, steps)
+    module = Training(network, d, objective, schedule, 0, "fp32")
+    optimizer, generator = schedule.optimizer(network), seeded()
+    for _ in range(steps):
+        loss, _ = objective.loss(module, d.batch(20, generator))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return network
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"digit": 10}, r"data\.digit=10 is no digit class: choose one of 0 to 9"),
+        ({"digit": -1}, r"data\.digit=-1"),
+        ({"patches": -1}, r"data\.patches=-1"),
+        ({"images": 1}, r"data\.images=1"),
+        ({"images": 61}, r"data\.images=61: MNIST has 60 training digits of class 3"),
+        ({"box": "tight"}, r"unknown data\.box='tight': choose square or ink"),
+    ],
+)
+def test_data_that_cannot_be_made_are_refused_in_one_line(digits, change, said):
+    with pytest.raises(ValueError, match=rf"^{said}[^\n]*$"):
+        data(**change)
+
+
+def test_a_batch_larger_than_the_images_is_refused(digits):
+    with pytest.raises(ValueError, match=r"schedule\.batch_size=41 is more than the 40 images"):
+        data().batch(41, seeded())
+
+
+# --- network
+
+
+@pytest.mark.parametrize(("stride", "params"), [(4, 5947), (1, 93179)])
+def test_both_readings_of_the_localisation_network_have_the_parameters_of_a2(stride, params):
+    network = build((1, 84, 84), 1, 100_000, stride, 0.8, 0.1)
+    assert num_params(network) == params
+    v, theta = network(torch.rand(2, 1, 84, 84), return_theta=True)
+    assert v.shape == (2, 1, 28, 28)
+    assert torch.equal(theta, torch.tensor([[0.8, 0, 0]] * 2))
+    with pytest.raises(ValueError, match=r"^budget=5000 is too small: with model.stride="):
+        build((1, 84, 84), 1, 5000, stride, 0.8, 0.1)
+
+
+# --- loss and measure
+
+
+def test_the_loss_is_the_hinge_over_all_ordered_pairs():
+    rng = np.random.default_rng(0)
+    crop, random = rng.normal(size=(6, 4)), rng.normal(size=(6, 4))
+    hinges = [
+        max(0.0, ((crop[n] - crop[m]) ** 2).sum() - ((crop[n] - random[n]) ** 2).sum() + 1.5)
+        for n, m in permutations(range(6), 2)
+    ]
+    assert 0 < sum(h == 0 for h in hinges) < 30  # both sides of the hinge are met
+    assert triplet_hinge(torch.tensor(crop), torch.tensor(random), 1.5).item() == pytest.approx(np.mean(hinges))
+
+
+def test_a_random_crop_at_a_pixel_s_place_is_that_part_of_the_image():
+    u = torch.rand(3, 1, 84, 84)
+    corners = torch.tensor([[0, 0], [56, 56], [7, 21]])  # left, top
+    crops = random_crops(u, corners / 28 - 1, (28, 28))
+    for x, crop, (left, top) in zip(u, crops, corners.tolist(), strict=True):
+        assert torch.allclose(crop, x[:, top : top + 28, left : left + 28], atol=1e-4)
+
+
+def test_a_window_of_scale_s_covers_a_square_of_s_times_the_image():
+    theta = torch.tensor([[1.0, 0, 0], [1 / 3, -2 / 3, 2 / 3], [-0.5, 0.0, 0.5]])
+    expected = torch.tensor([[0.0, 0, 84, 84], [0, 56, 28, 84], [21, 42, 63, 84]])
+    assert torch.allclose(window(theta, 84), expected, atol=1e-4)
+
+
+def test_iou_counts_pixels():
+    rng = np.random.default_rng(0)
+    corners = np.sort(rng.integers(0, 21, (50, 2, 2, 2)), axis=2)  # box a or b, near or far corner, x or y
+    corners[:, :, 1] += 1
+    boxes = torch.from_numpy(corners.reshape(50, 2, 4)).float()
+    for (a, b), found in zip(corners, iou(boxes[:, 0], boxes[:, 1]), strict=True):
+        masks = []
+        for (left, top), (right, bottom) in (a, b):
+            mask = np.zeros((22, 22), bool)
+            mask[top:bottom, left:right] = True
+            masks.append(mask)
+        assert found.item() == pytest.approx((masks[0] & masks[1]).sum() / (masks[0] | masks[1]).sum())
+
+
+def test_accuracy_is_the_share_of_windows_that_overlap_their_box_by_more_than_half():
+    network = build((1, 84, 84), 1, 100_000, 4, 1 / 3, 0.1)  # before training: 28 px in the middle
+    objective = Colocalisation.__new__(Colocalisation)
+    boxes = torch.tensor([[28.0, 28, 56, 56], [30, 28, 58, 56], [40, 28, 68, 56], [0, 0, 28, 28]])
+    found = objective.test(network, (torch.zeros(4, 1, 84, 84), boxes))
+    assert found["accuracy"] == 50
+
+
+# --- the encoder's record
+
+
+def test_the_committed_encoder_is_the_cnn_of_table_1_and_frozen(monkeypatch, tmp_path):
+    monkeypatch.chdir(ROOT)
+    encoder, digest = load_encoder(ENCODER, tmp_path)
+    assert len(digest) == 64
+    e = encoder(torch.rand(3, 1, 28, 28))
+    assert e.square().sum(1).tolist() == pytest.approx([1.0] * 3)
+    assert not any(p.requires_grad for p in encoder.parameters())
+
+
+def test_a_missing_a_foreign_and_a_damaged_encoder_are_named_in_one_line(monkeypatch, tmp_path):
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(
+        FileNotFoundError, match=r"^no finished encoder objective\.encoder=nobody in [^\n]*run\.py [^\n]*$"
+    ):
+        load_encoder("nobody", tmp_path)
+    with pytest.raises(ValueError, match=r"^objective\.encoder=mnist_st_cnn_tps-[^\n]* is no digit CNN for 28 x 28 px"):
+        load_encoder("mnist_st_cnn_tps-e-fast-seed0-3714393de5", tmp_path)
+    with pytest.raises(ValueError, match=r"^objective\.encoder=mnist_cnn-rts-[^\n]* is no digit CNN for 28 x 28 px"):
+        load_encoder("mnist_cnn-rts-fast-seed0-294dbdeb26", tmp_path)
+    run = tmp_path / ENCODER
+    run.mkdir()
+    shutil.copyfile(f"results/records/{ENCODER}.json", run / "result.json")
+    (run / "weights.pt").write_bytes(b"no weights")
+    with pytest.raises(ValueError, match=r"^the encoder's weights [^\n]* are damaged [^\n]*$"):
+        load_encoder(ENCODER, tmp_path)
+    record = json.loads((run / "result.json").read_text()) | {"version": 0}
+    (run / "result.json").write_text(json.dumps(record))
+    with pytest.raises(ValueError, match=r"has version 0"):
+        load_encoder(ENCODER, tmp_path)
