@@ -64,7 +64,7 @@ def build(cfg, side_px):
     return instantiate(cfg.model, _partial_=True, _convert_="all")(in_shape=(1, side_px, side_px), classes=10)
 
 
-# every schedule under one experiment, and every experiment under a schedule that has its own budget and one that has none
+# every schedule under one experiment; every experiment under a schedule that has its own budget and one that has none
 PAIRS = [("mnist_st_cnn_affine", s) for s in SCHEDULES] + [(e, s) for e in EXPERIMENTS for s in ("fast", "paper")]
 
 

@@ -188,9 +188,9 @@ def describe(records: list[Record], table: Table, schedule: str, budget: int | N
 
 
 def made_of(records: list[Record]) -> str:
-    """The data set's name, as data=NAME gives it, of records of made data."""
-    words = {word.split("=")[1] for r in records for word in r["overrides"] if word.split("=")[0] == "data"}
-    return ", ".join(sorted(words)) or "see the records"
+    """The name of the data set of records of made data, as data=NAME or data.dataset=NAME gives it."""
+    words = [word.split("=") for r in records for word in r["overrides"]]
+    return ", ".join(sorted({word[1] for word in words if word[0] in ("data", "data.dataset")})) or "see the records"
 
 
 def markdown(table: Table, records: list[Record]) -> str:
