@@ -120,7 +120,8 @@ def main(cfg: DictConfig) -> None:
     try:
         if multirun and cfg.get("devices", 1) != 1:
             raise ValueError(
-                f"devices={cfg.devices} in a sweep: give each job one device, or start the runs one by one"
+                f"devices={cfg.devices} in a sweep, whose every process would sweep again: give each job one device, "
+                "or start the runs one by one"
             )
         if Path(hydra_config.runtime.cwd).is_dir():
             os.chdir(hydra_config.runtime.cwd)  # a worker on another node starts elsewhere

@@ -134,9 +134,10 @@ def test_the_box_of_an_affine_map_is_drawn_where_it_samples():
 
 
 @pytest.mark.parametrize(
-    ("transformers", "keys"), [("none", set()), ("single", {"st1/warp"}), ("multi", {"st1/warp", "composed/box"})]
+    ("transformers", "keys"),
+    [("none", set()), ("single", {"st1/warp"}), ("multi", {f"st{i}/warp" for i in (1, 2, 3, 4)} | {"composed/box"})],
 )
-def test_the_pictures_of_a_run_are_its_image_s_warp_and_the_box_of_all_in_series(transformers, keys):
+def test_the_pictures_of_a_run_are_every_transformer_s_warp_and_the_box_of_all_in_series(transformers, keys):
     logged = []
     logger = SimpleNamespace(
         log_metrics=lambda row, step: None, log_image=lambda key, pictures, step: logged.append(key)

@@ -13,8 +13,6 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from filelock import FileLock, Timeout
-from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
@@ -57,11 +55,6 @@ def run(cfg: DictConfig, overrides: list[str], wait_s: float = 0) -> records.Rec
             raise ValueError(f"{key}={value} has to be a whole number, {least} or more")
     if config["seed"] >= 2**32:
         raise ValueError(f"seed={config['seed']} has to be below 2^32, which is what NumPy takes")
-    if config["devices"] > 1 and HydraConfig.get().mode == RunMode.MULTIRUN:
-        raise ValueError(
-            f"devices={config['devices']} does not go with a sweep, whose every process would sweep again: "
-            "run its jobs one by one, or one device each with hydra/launcher=ray"
-        )
     shares = config["devices"] * config["accumulate"]
     if config["schedule"]["batch_size"] % shares:
         raise ValueError(
