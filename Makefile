@@ -80,7 +80,7 @@ report: $(SETUP) ## results/report.html: every table, curve and figure on one pa
 	@$(PY) scripts/report.py
 
 docs: $(SETUP) ## the documentation as a site in site/, warnings are errors
-	@.venv/bin/mkdocs build --quiet --strict
+	@NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --quiet --strict
 
 bench: data ## speed, each against its usual way, side by side (about five minutes)
 	@$(PY) scripts/bench.py
