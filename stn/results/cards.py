@@ -5,7 +5,7 @@ from pathlib import Path
 
 import yaml
 
-from stn.results import curves, tables
+from stn.results import tables
 from stn.results.records import Record
 from stn.results.report import duration
 from stn.results.tables import Table
@@ -15,7 +15,7 @@ def standing(record: Record, known: list[Table]) -> str:
     """Where the record stands in the paper's tables, with the paper's figure."""
     for table in known:
         if tables.belongs(table, record):
-            column = curves.column(table, record)
+            column = tables.column_of(table, record)
             figure = table.paper.get(record["experiment"], {}).get(column)
             paper = "the paper gives no figure for it" if figure is None else f"the paper's figure is {figure}"
             if record["made_data"]:

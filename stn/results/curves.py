@@ -1,7 +1,6 @@
 """Learning curves as inline SVG: one panel per column of a table, one line per run, the error on a log scale."""
 
 import math
-from dataclasses import replace
 from html import escape
 from typing import Any
 
@@ -25,12 +24,6 @@ def quantity(table: Table, records: list[Record]) -> str | None:
     return next((key for key in (wanted, "train/loss") if key in common), None)
 
 
-def column(table: Table, record: Record) -> Any:
-    """The column (a key of `columns`) of a table that a record belongs to, None where it belongs to none."""
-    one = (value for value in table.columns if tables.belongs(replace(table, columns={value: ""}), record))
-    return next(one, None)
-
-
 def style(row: int) -> tuple[str, str]:
     """Colour and dash pattern of a table's row; another pattern where the colours begin again."""
     return COLOURS[row % len(COLOURS)], ("", "6 3", "2 2")[row // len(COLOURS) % 3]
@@ -43,7 +36,7 @@ def panels(table: Table, records: list[Record], key: str) -> list[str]:
     for record in records:
         points = [(e["step"], e[key]) for e in record.get("curve") or [] if math.isfinite(e.get(key, math.nan))]
         if points:
-            lines[column(table, record)].append((rows.index(record["experiment"]), thin(points)))
+            lines[tables.column_of(table, record)].append((rows.index(record["experiment"]), thin(points)))
     shown = [y for one in lines.values() for _, points in one for _, y in points if y > 0]
     if not shown:
         return []
