@@ -23,6 +23,8 @@ def test_the_code_of_the_readme_classifies_digits():
 def test_the_tables_are_those_of_the_committed_records(file, tmp_path):
     table, found = tables.load(file), records.read_all(ROOT / "results/records")
     assert tables.into_page(README, table, found) == README
+    if any((ROOT / "runs").glob("*/result.json")):
+        pytest.skip(f"results/{table.name}.md counts the runs of this folder as well")
     tables.write(tmp_path, table, found)
     for name in (f"{table.name}.md", f"{table.name}.csv"):
         assert (ROOT / "results" / name).read_text() == (tmp_path / name).read_text()
