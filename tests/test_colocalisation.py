@@ -14,7 +14,7 @@ from stn.datasets.colocalisation import Colocalisation as Data
 from stn.datasets.colocalisation import ink, squares
 from stn.networks.colocalisation import build
 from stn.networks.mnist import num_params
-from stn.training.colocalisation import Colocalisation, iou, load_encoder, random_crops, triplet_hinge, window
+from stn.training.colocalisation import Colocalisation, Encoder, iou, load_encoder, random_crops, triplet_hinge, window
 from stn.training.engine import Training
 from stn.training.schedule import OneCycle, Schedule
 
@@ -158,9 +158,26 @@ def test_both_readings_of_the_localisation_network_have_the_parameters_of_a2(str
     assert num_params(network) == params
     v, theta = network(torch.rand(2, 1, 84, 84), return_theta=True)
     assert v.shape == (2, 1, 28, 28)
-    assert torch.equal(theta, torch.tensor([[0.8, 0, 0]] * 2))
+    assert torch.allclose(theta, torch.tensor([[0.8, 0, 0]] * 2))
     with pytest.raises(ValueError, match=r"^budget=5000 is too small: with model.stride="):
         build((1, 84, 84), 1, 5000, stride, 0.8, 0.1)
+
+
+@pytest.mark.parametrize("start", [0.0, 1.0, 1.5])
+def test_a_start_that_is_no_window_within_the_image_is_refused_in_one_line(start):
+    with pytest.raises(ValueError, match=rf"^model\.start={start} is no scale [^\n]*between 0 and 1$"):
+        build((1, 84, 84), 1, 100_000, 4, start, 0.1)
+
+
+def test_no_window_leaves_the_image_whatever_the_weights():
+    network = build((1, 84, 84), 1, 100_000, 4, 0.5, 0.5)
+    for seed, size in enumerate((0.1, 1, 10)):
+        for p in network.parameters():
+            p.data.normal_(0, size, generator=seeded(seed))
+        theta = network.localisation(torch.rand(50, 1, 84, 84, generator=seeded(seed)))
+        assert window(theta, 84).min() >= -1e-3
+        assert window(theta, 84).max() <= 84 + 1e-3
+        assert theta[:, 1:].std() > 0.01
 
 
 # --- loss and measure
@@ -175,6 +192,16 @@ def test_the_loss_is_the_hinge_over_all_ordered_pairs():
     ]
     assert 0 < sum(h == 0 for h in hinges) < 30  # both sides of the hinge are met
     assert triplet_hinge(torch.tensor(crop), torch.tensor(random), 1.5).item() == pytest.approx(np.mean(hinges))
+
+
+def test_the_gradient_draws_each_crop_to_the_others_and_away_from_its_random_crop():
+    """By hand, where every hinge is active: the mean over m != n of 2 (e_n - e_m) - 2 (e_n - e_rand), over n pairs."""
+    generator = seeded()
+    crop, random = torch.randn(5, 3, generator=generator, requires_grad=True), torch.randn(5, 3, generator=generator)
+    triplet_hinge(crop, random, 1e3).backward()
+    for n in range(5):
+        others = (crop.sum(0) - crop[n]) / 4
+        assert torch.allclose(crop.grad[n], 2 * (random[n] - others).detach() / 5, atol=1e-5)
 
 
 def test_a_random_crop_at_a_pixel_s_place_is_that_part_of_the_image():
@@ -218,11 +245,26 @@ def test_accuracy_is_the_share_of_windows_that_overlap_their_box_by_more_than_ha
 
 def test_the_committed_encoder_is_the_cnn_of_table_1_and_frozen(monkeypatch, tmp_path):
     monkeypatch.chdir(ROOT)
-    encoder, digest = load_encoder(ENCODER, tmp_path)
+    classifier, digest = load_encoder(ENCODER, tmp_path)
     assert len(digest) == 64
-    e = encoder(torch.rand(3, 1, 28, 28))
-    assert e.square().sum(1).tolist() == pytest.approx([1.0] * 3)
+    digits = torch.rand(5, 1, 28, 28)
+    encoder = Encoder(classifier, digits)
+    assert encoder(digits).shape[1] == sum(h.shape[1] for h in encoder.layers(digits))
+    assert torch.allclose(encoder.layers(digits)[2], classifier(digits), atol=1e-4)  # scores without softmax
+    apart = encoder(digits) - encoder(torch.zeros(1, 1, 28, 28))
+    assert apart.square().sum(1).mean().item() == pytest.approx(1, abs=1e-4)  # as far from nothing as the margin
     assert not any(p.requires_grad for p in encoder.parameters())
+
+
+def test_each_layer_of_the_encoding_has_a_third_of_the_squared_distance_between_digits_and_nothing(
+    monkeypatch, tmp_path
+):
+    monkeypatch.chdir(ROOT)
+    digits = torch.rand(5, 1, 28, 28)
+    encoder = Encoder(load_encoder(ENCODER, tmp_path)[0], digits)
+    apart = encoder(digits) - encoder(torch.zeros(1, 1, 28, 28))
+    parts = apart.split([h.shape[1] for h in encoder.layers(digits)], dim=1)
+    assert [part.square().sum(1).mean().item() for part in parts] == pytest.approx([1 / 3] * 3, abs=1e-4)
 
 
 def test_a_missing_a_foreign_and_a_damaged_encoder_are_named_in_one_line(monkeypatch, tmp_path):

@@ -4,12 +4,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from stn.datasets.distortions import DIGIT_PX, DISTORTIONS
 from stn.datasets.fetch import sha256
+from stn.datasets.mnist import load_digits
 from stn.networks.mnist import build, cnn
 from stn.results import records
 from stn.sampler import regular_grid, sample
@@ -18,6 +18,7 @@ from stn.transforms import Attention
 
 Crops = Float[Tensor, "b 1 28 28"]
 DIGIT_SIZED = [name for name, distortion in DISTORTIONS.items() if distortion.canvas_px == DIGIT_PX]
+DIGITS = 1000  # that scale the encoder's layers
 TRAIN = "experiment=mnist_cnn data.distortion=p schedule=fast"  # the encoder that conf/objective names
 Boxes = Float[Tensor, "b 4"]  # left, top, right, bottom in px
 
@@ -29,13 +30,16 @@ class Colocalisation:
     batch; I^T is what the network cuts out of I, I^rand a crop of the same 28 x 28 px at a random place of the same
     image.  accuracy = how many windows overlap the digit's box with IoU > 0.5.
 
-    `encoder` names the run whose CNN is e, below `root` or among the committed weights.
+    `encoder` names the run whose CNN is e, below `root` or among the committed weights; its layers are scaled by the
+    training digits below `data_root`.
     """
 
-    def __init__(self, encoder: str, margin: float, precision: str, root: str | Path):
+    def __init__(self, encoder: str, margin: float, precision: str, root: str | Path, data_root: str | Path):
         self.margin = margin
         self.bf16 = precision == "bf16"
-        self.encoder, self.sha256 = load_encoder(encoder, Path(root))
+        classifier, self.sha256 = load_encoder(encoder, Path(root))
+        digits, _ = load_digits(data_root, "train")
+        self.encoder = Encoder(classifier, digits[:DIGITS, None].float() / 255)
 
     def loss(self, network: nn.Module, batch: tuple[Tensor, Float[Tensor, "b 2"]]) -> tuple[Tensor, dict[str, Tensor]]:
         u, place = batch
@@ -58,9 +62,13 @@ class Colocalisation:
 
 
 def triplet_hinge(crop: Float[Tensor, "b f"], random: Float[Tensor, "b f"], margin: float) -> Float[Tensor, ""]:
-    """The mean of A.2's hinge over the ordered pairs n != m of a batch, from the encodings of I^T and I^rand."""
-    norm = crop.square().sum(1)
-    apart = norm[:, None] + norm - 2 * crop @ crop.T  # |e_n - e_m|^2
+    """The mean of A.2's hinge over the ordered pairs n != m of a batch, from the encodings of I^T and I^rand.
+
+    The gradient is taken at n, with m held: a window is drawn to the others, and away from its image's random crop.
+    With m's gradient added, windows on digits are drawn to those that are still on nothing, and all end up on nothing.
+    """
+    held = crop.detach()
+    apart = crop.square().sum(1)[:, None] + held.square().sum(1) - 2 * crop @ held.T  # |e_n - e_m|^2
     to_random = (crop - random).square().sum(1)
     hinge = (apart - to_random[:, None] + margin).clamp(min=0)
     n = len(crop)
@@ -87,28 +95,36 @@ def iou(a: Boxes, b: Boxes) -> Float[Tensor, " b"]:
 
 
 class Encoder(nn.Module):
-    """e of A.2: the two hidden layers and the class scores of a digit CNN side by side, of equal length, |e| = 1.
+    """e of A.2: the two hidden layers and the class scores of a digit CNN side by side, h_k(I) / (c_k sqrt(3)).
 
-    As they come, the margin of 1 is lost beside squared distances of hundreds, and windows on nothing have a smaller
-    loss than windows on the digits (README, "Differences from the paper").
+    c_k is the root mean square over `digits` of |h_k(I) - h_k(0)|: no layer outweighs the others, and a digit is at a
+    squared distance of about 1, the margin, from a crop of nothing.  As they come, distances are in the hundreds.
     """
 
-    def __init__(self, classifier: nn.Module):
+    scale: Tensor
+
+    def __init__(self, classifier: nn.Module, digits: Crops):
         super().__init__()
         features: Any
         features, scores = classifier.children()
         self.first, self.second, self.scores = features[:3], features[3:6], scores
         self.requires_grad_(False).eval()
+        answers, nothing = self.layers(digits), self.layers(torch.zeros_like(digits[:1]))
+        c = [(h - h0).square().sum(1).mean().sqrt() for h, h0 in zip(answers, nothing, strict=True)]
+        self.register_buffer("scale", torch.stack(c) * len(c) ** 0.5)
 
-    def forward(self, crop: Crops) -> Float[Tensor, "b f"]:
+    def layers(self, crop: Crops) -> list[Float[Tensor, "b f"]]:
+        """The activations of the two hidden layers, and the class scores."""
         first = self.first(crop)
         second = self.second(first)
-        layers = (first.flatten(1), second.flatten(1), self.scores(second.flatten(1)))
-        return torch.cat([F.normalize(layer.float(), dim=1) for layer in layers], dim=1) / len(layers) ** 0.5
+        return [h.flatten(1).float() for h in (first, second, self.scores(second.flatten(1)))]
+
+    def forward(self, crop: Crops) -> Float[Tensor, "b f"]:
+        return torch.cat([h / scale for h, scale in zip(self.layers(crop), self.scale, strict=True)], dim=1)
 
 
-def load_encoder(name: str, root: Path) -> tuple[Encoder, str]:
-    """The CNN of the run `name` as an `Encoder`, and the sha256 of its weights.
+def load_encoder(name: str, root: Path) -> tuple[nn.Module, str]:
+    """The CNN of the run `name`, and the sha256 of its weights.
 
     Looked for in root/<name>/ and then among the committed results/.  Raises FileNotFoundError where it is in neither
     place, ValueError where it is no finished CNN for 28 x 28 digits.
@@ -141,4 +157,4 @@ def load_encoder(name: str, root: Path) -> tuple[Encoder, str]:
             if weights.is_relative_to(root)
             else f"the encoder's weights {weights} are damaged ({first_line}): `git checkout {weights}` restores them"
         ) from None
-    return Encoder(classifier), sha256(weights)
+    return classifier, sha256(weights)
