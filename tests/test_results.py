@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from stn.results import records, tables
+from stn.training.job import shareable
 
 ROOT = Path(__file__).parent.parent
 TABLE = tables.Table(
@@ -124,6 +125,14 @@ def config(**changes):
 
 def identity(**changes):
     return records.identity(records.identity_config(config(**changes)))
+
+
+def test_no_path_of_this_machine_is_in_what_is_recorded_or_sent():
+    paths = {"root": "/home/me/data", "data_root": "/home/me/data", "digit": 3}
+    config = {"data": paths, "objective": paths, "runs_dir": "/home/me/runs", "logger": {"dir": "/home/me"}, "seed": 1}
+    kept = {"data": {"digit": 3}, "objective": {"digit": 3}, "seed": 1}
+    assert records.identity_config(config) == kept
+    assert shareable(config) == kept
 
 
 def test_a_run_s_identity_is_what_is_computed_not_where_nor_on_what():

@@ -19,15 +19,21 @@ REQUIRED = {"version", "experiment", "schedule", "seed", "budget", "overrides", 
             "made_data", "steps", "seconds", "device", "threads"}  # fmt: skip
 IDENTITY = ("experiment_name", "schedule_name", "data", "model", "schedule", "seed", "budget", "precision",
             "objective")  # fmt: skip
+PATHS = ("root", "data_root")  # keys of `data` and `objective` that are paths of this machine
 Record = dict[str, Any]
 
 
 def identity_config(config: dict[str, Any]) -> dict[str, Any]:
     """The part of a run's resolved config that decides what is computed: not where the data lie, nor the device."""
-    part = {key: config[key] for key in IDENTITY if key in config}
-    for group in {"data", "objective"} & set(part):
-        part[group] = {key: value for key, value in part[group].items() if key != "root"}
-    return part
+    return without_paths({key: config[key] for key in IDENTITY if key in config})
+
+
+def without_paths(config: dict[str, Any]) -> dict[str, Any]:
+    """A config whose `data` and `objective` say nothing of where files lie on this machine."""
+    groups = {"data", "objective"} & set(config)
+    return config | {
+        group: {key: value for key, value in config[group].items() if key not in PATHS} for group in groups
+    }
 
 
 def identity(config: dict[str, Any]) -> str:

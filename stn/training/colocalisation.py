@@ -19,7 +19,7 @@ from stn.transforms import Attention
 Crops = Float[Tensor, "b 1 28 28"]
 DIGIT_SIZED = [name for name, distortion in DISTORTIONS.items() if distortion.canvas_px == DIGIT_PX]
 DIGITS = 1000  # that scale the encoder's layers
-TRAIN = "experiment=mnist_cnn data.distortion=p schedule=fast"  # the encoder that conf/objective names
+TRAIN = "experiment=mnist_cnn data.distortion=r schedule=fast"  # the encoder that conf/objective names
 Boxes = Float[Tensor, "b 4"]  # left, top, right, bottom in px
 
 
@@ -95,10 +95,11 @@ def iou(a: Boxes, b: Boxes) -> Float[Tensor, " b"]:
 
 
 class Encoder(nn.Module):
-    """e of A.2: the two hidden layers and the class scores of a digit CNN side by side, h_k(I) / (c_k sqrt(3)).
+    """e of A.2: the two hidden layers and the class scores of a digit CNN side by side, h_k(I) / (r_k sqrt(N)).
 
-    c_k is the root mean square over `digits` of |h_k(I) - h_k(0)|: no layer outweighs the others, and a digit is at a
-    squared distance of about 1, the margin, from a crop of nothing.  As they come, distances are in the hundreds.
+    r_k is the root mean square, over `digits` and the units of layer k, of h_k(I) - h_k(0), and N the number of all
+    units: every unit counts alike, so that the first layer, which has most, decides how large a window is best, and a
+    digit is at a squared distance of about 1, the margin, from a crop of nothing.  As they come, it is in the hundreds.
     """
 
     scale: Tensor
@@ -110,8 +111,8 @@ class Encoder(nn.Module):
         self.first, self.second, self.scores = features[:3], features[3:6], scores
         self.requires_grad_(False).eval()
         answers, nothing = self.layers(digits), self.layers(torch.zeros_like(digits[:1]))
-        c = [(h - h0).square().sum(1).mean().sqrt() for h, h0 in zip(answers, nothing, strict=True)]
-        self.register_buffer("scale", torch.stack(c) * len(c) ** 0.5)
+        r = [(h - h0).square().mean().sqrt() for h, h0 in zip(answers, nothing, strict=True)]
+        self.register_buffer("scale", torch.stack(r) * sum(h.shape[1] for h in answers) ** 0.5)
 
     def layers(self, crop: Crops) -> list[Float[Tensor, "b f"]]:
         """The activations of the two hidden layers, and the class scores."""

@@ -122,8 +122,7 @@ def summary(record: records.Record) -> str:
 
 def shareable(config: dict[str, Any]) -> dict[str, Any]:
     """A resolved config without the paths of this machine and the settings of the logger."""
-    data = {key: value for key, value in config["data"].items() if key != "root"}
-    return {key: value for key, value in config.items() if key not in ("runs_dir", "logger")} | {"data": data}
+    return records.without_paths({key: value for key, value in config.items() if key not in ("runs_dir", "logger")})
 
 
 def _train(
