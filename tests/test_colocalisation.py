@@ -1,6 +1,7 @@
 """Co-localisation (A.2, Table 5): its images and boxes, the loss against a loop over pairs, the encoder's record."""
 
 import json
+import runpy
 import shutil
 from itertools import permutations
 from pathlib import Path
@@ -8,8 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
+from stn import draw
 from stn.datasets.colocalisation import Colocalisation as Data
 from stn.datasets.colocalisation import ink, squares
 from stn.networks.colocalisation import build
@@ -286,3 +289,22 @@ def test_a_missing_a_foreign_and_a_damaged_encoder_are_named_in_one_line(monkeyp
     (run / "result.json").write_text(json.dumps(record))
     with pytest.raises(ValueError, match=r"has version 0"):
         load_encoder(ENCODER, tmp_path)
+
+
+def test_a_film_of_training_has_a_frame_for_the_start_and_for_each_block(monkeypatch, tmp_path):
+    """scripts/figures_training.py, Figure 4."""
+    monkeypatch.chdir(ROOT)
+    script = runpy.run_path(str(ROOT / "scripts/figures_training.py"))
+    runpy.run_path(str(ROOT / "run.py"))["register_resolvers"]()
+    watch, data = script["train"](["experiment=coloc_t", "data.digit=8", "schedule.steps=20"], 2)
+    assert sorted(watch.seen) == [0, 10, 20]
+    assert torch.allclose(watch.seen[0].theta, torch.tensor([[0.6, 0, 0]] * 2))
+    assert not torch.allclose(watch.seen[20].theta, watch.seen[10].theta)
+    row = script["boxes"](watch.seen[20], data.boxes)
+    assert len(row) == 2
+    left, top, right, bottom = (data.boxes[0] / 84 * 111).round().int().tolist()
+    green = np.array(row[0])[(top + bottom) // 2] == (30, 180, 60)
+    assert set(np.flatnonzero(green.all(1))) >= {left, right}  # the sides of the digit's square
+    script["film"](watch, lambda warp: draw.stack([script["boxes"](warp, data.boxes)]), tmp_path / "film.gif")
+    with Image.open(tmp_path / "film.gif") as film:
+        assert film.n_frames == 3
