@@ -275,6 +275,7 @@ REFUSED = {
     "seed=-1": ["seed=-1"],
     "seed=1.5": ["seed=1.5"],
     "precision=fp16": ["precision='fp16'", "fp32", "bf16"],
+    "data.root=null": ["data.root=None", "a folder's path"],
     "device=tpu": ["device='tpu'", "auto", "cpu", "cuda"],
     "threads=0": ["threads=0"],
 }

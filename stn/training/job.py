@@ -53,6 +53,9 @@ def run(cfg: DictConfig, overrides: list[str], wait_s: float = 0) -> records.Rec
         value = least if key in ("threads", "budget") and config[key] is None else config[key]
         if not isinstance(value, int) or value < least:
             raise ValueError(f"{key}={value} has to be a whole number, {least} or more")
+    for key, where in {"runs_dir": config["runs_dir"], "data.root": config["data"]["root"]}.items():
+        if not isinstance(where, str):
+            raise ValueError(f"{key}={where} has to be a folder's path")
     if config["seed"] >= 2**32:
         raise ValueError(f"seed={config['seed']} has to be below 2^32, which is what NumPy takes")
     shares = config["devices"] * config["accumulate"]
