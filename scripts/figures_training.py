@@ -1,4 +1,4 @@
-"""Film how spatial transformers learn, as in the authors' video, into docs/figures; about five minutes of one core.
+"""Film how spatial transformers learn, as in the authors' video, into docs/figures; about two minutes of one core.
 
 figure4.png and figure4_film.gif: the windows of co-localisation (digit 8, with clutter) over SGD steps;
 training_rts.gif: the grids and outputs of an ST-FCN Aff on RTS.  Both networks are trained here anew, as the recorded
