@@ -18,15 +18,12 @@ import hydra
 import pytorch_lightning as pl
 import torch
 from hydra.core.hydra_config import HydraConfig
-from hydra.utils import instantiate
 from PIL import Image
 from torch import Tensor
 
 from stn import draw, trace
-from stn.training.classification import Classification
 from stn.training.colocalisation import window
-from stn.training.engine import Training
-from stn.training.job import build_network
+from stn.training.job import build_training
 from stn.transformer import Warp
 
 ROOT = Path(__file__).parent.parent
@@ -57,19 +54,15 @@ def train(words: list[str], columns: int) -> tuple[Watch, Any]:
     with hydra.initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         cfg = hydra.compose("config", [*words, f"data.root={ROOT / 'data'}"], return_hydra_config=True)
         HydraConfig.instance().set_config(cfg)
-    pl.seed_everything(cfg.seed, verbose=False)
-    schedule, data = instantiate(cfg.schedule), instantiate(cfg.data)
-    network = build_network(cfg.model, data)
-    objective = instantiate(cfg.objective) if "objective" in cfg else Classification()
-    watch = Watch(next(iter(data.test_batches()))[0][:columns])
-    module = Training(network, data, objective, schedule, cfg.seed, cfg.precision)
+    module = build_training(cfg)
+    watch = Watch(next(iter(module.data.test_batches()))[0][:columns])
     trainer = pl.Trainer(
-        max_epochs=schedule.blocks, accelerator="cpu", callbacks=[watch], logger=False,
+        max_epochs=module.schedule.blocks, accelerator="cpu", callbacks=[watch], logger=False,
         enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
     )  # fmt: skip
-    print(f"{' '.join(words)}: {schedule.steps} steps")
+    print(f"{' '.join(words)}: {module.schedule.steps} steps")
     trainer.fit(module)
-    return watch, data
+    return watch, module.data
 
 
 def boxes(warp: Warp, squares: Tensor) -> list[Image.Image]:

@@ -110,6 +110,16 @@ def build_network(model: Any, data: Any) -> torch.nn.Module:
     return instantiate(model, _partial_=True, _convert_="all")(in_shape=data.in_shape, classes=data.classes)
 
 
+def build_training(cfg: DictConfig) -> Training:
+    """What a config trains, before its first step, with weights drawn from its seed."""
+    pl.seed_everything(cfg.seed, verbose=False)
+    schedule = instantiate(cfg.schedule)
+    data = instantiate(cfg.data)
+    network = build_network(cfg.model, data)
+    objective = instantiate(cfg.objective) if "objective" in cfg else Classification()
+    return Training(network, data, objective, schedule, cfg.seed, cfg.precision, cfg.accumulate)
+
+
 def run_name(identity: dict[str, Any]) -> str:
     """A name for people and the identity's digits for machines; the run's folder and its W&B run are called so."""
     parts = [identity["experiment_name"], *(str(identity["data"][key]) for key in NAMED if key in identity["data"])]
@@ -134,12 +144,8 @@ def _train(
     if cfg.threads is not None:
         torch.set_num_threads(cfg.threads)
     device = pick_device(cfg.device)
-    pl.seed_everything(cfg.seed, verbose=False)
-    schedule = instantiate(cfg.schedule)
-    data = instantiate(cfg.data)
-    network = build_network(cfg.model, data)
-    objective = instantiate(cfg.objective) if "objective" in cfg else Classification()
-    module = Training(network, data, objective, schedule, cfg.seed, cfg.precision, cfg.accumulate)
+    module = build_training(cfg)
+    network, data, objective, schedule = module.network, module.data, module.objective, module.schedule
     first = rank() == 0
     if first:
         (folder / "config.json").write_text(json.dumps(shareable(config), indent=1))
