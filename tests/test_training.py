@@ -360,7 +360,8 @@ def test_a_collapse_is_warned_of_once_and_a_healthy_transformer_never(caplog, st
 
 
 def test_a_volume_read_at_one_plane_is_no_collapse_and_a_window_outside_of_it_is(caplog):
-    plane, outside = [1.0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0], [1.0, 0, 0, 9, 0, 1, 0, 0, 0, 0, 1, 0]
+    plane = (1.0, 0.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
+    outside = (1.0, 0.0, 0.0, 9.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0, 1.0, 0.0)
     for start, collapsed in ((plane, 0), (outside, 1)):
         transformer = SpatialTransformer(nn.Sequential(nn.Flatten(), Regression(512, Affine3d(), start)), Affine3d())
         module = SimpleNamespace(network=nn.Sequential(transformer), device=CPU, curve=[{"step": 100}])
