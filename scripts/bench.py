@@ -6,6 +6,7 @@
 (d) FLOP/s in the CNN's step over the machine's GEMM rate
 (e) what the spatial transformer adds to its CNN
 (f) Table 2 at full width: ST-CNN Single and Multi against their CNN; the paper's Multi is 6 % slower
+(g) Table 5: the steps of several cells one after the other against one step of all of them as one batch
 """
 
 import argparse
@@ -29,16 +30,19 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
+from omegaconf import OmegaConf
 from torch import Generator, Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from stn import Affine
+from stn.datasets.colocalisation import Colocalisation as CellData
 from stn.datasets.distortions import DISTORTIONS, distort
 from stn.datasets.mnist import DistortedMnist
 from stn.localisation import convolutional
-from stn.networks import svhn
+from stn.networks import colocalisation, svhn
 from stn.networks.mnist import build, cnn, fcn, num_params
 from stn.training.classification import Classification, cross_entropy
+from stn.training.colocalisation import Colocalisation, random_crops, triplet_hinge
 from stn.training.engine import Training
 from stn.training.job import cpu_name
 from stn.training.schedule import OneCycle, Schedule
@@ -312,7 +316,51 @@ def forward_backward(network: nn.Module, u: Tensor, label: Tensor) -> None:
     loss.backward()
 
 
-PARTS = {"a": bench_distortions, "b": bench_engine, "c": bench_st_cnn, "d": bench_flops, "f": bench_svhn}
+def bench_cells(cells: int = 5) -> None:
+    """The batch: `cells` localisation networks under vmap, all their crops through the encoder at once."""
+    encoder = OmegaConf.load(ROOT / "conf/objective/colocalisation.yaml").encoder
+    objective = Colocalisation(encoder, 1.0, "bf16", ROOT / "runs", ROOT / "data")
+    batches, networks = [], []
+    for digit in range(cells):
+        data = CellData(ROOT / "data", digit, patches=16, images=100, box="square", seed=0)
+        batches.append(data.batch(100, Generator().manual_seed(0)))
+        networks.append(colocalisation.build(data.in_shape, 1, 100_000, stride=4, start=0.6, scale_rate=0.3))
+    images, places = (torch.stack(part) for part in zip(*batches, strict=True))
+    params, buffers = torch.func.stack_module_state(networks)  # type: ignore[arg-type]
+
+    def cut(params: dict[str, Tensor], buffers: dict[str, Tensor], u: Tensor) -> Tensor:
+        return torch.func.functional_call(networks[0], (params, buffers), (u,))
+
+    def one_after_the_other() -> None:
+        for network, batch in zip(networks, batches, strict=True):
+            network.zero_grad()
+            objective.loss(network, batch)[0].backward()
+
+    def one_batch() -> None:
+        for p in params.values():
+            p.grad = None
+        crops = torch.vmap(cut)(params, buffers, images).flatten(0, 1)
+        with torch.autocast("cpu", torch.bfloat16):
+            with torch.no_grad():
+                random = objective.encoder(random_crops(images.flatten(0, 1), places.flatten(0, 1), (28, 28)))
+            encoding = objective.encoder(crops)
+        pairs = zip(encoding.chunk(cells), random.chunk(cells), strict=True)
+        torch.stack([triplet_hinge(*pair, objective.margin) for pair in pairs]).sum().backward()
+
+    took = side_by_side({"loop": one_after_the_other, "batch": one_batch}, min_s=1)
+    print(f"\n(g) Table 5, ms a step of {cells} cells of 100 images")
+    print(f"    one after the other    {1e3 * took['loop']:9.1f}")
+    print(f"    as one batch           {1e3 * took['batch']:9.1f} {took['loop'] / took['batch']:9.2f}x")
+
+
+PARTS = {
+    "a": bench_distortions,
+    "b": bench_engine,
+    "c": bench_st_cnn,
+    "d": bench_flops,
+    "f": bench_svhn,
+    "g": bench_cells,
+}
 
 
 def main() -> None:

@@ -14,7 +14,7 @@ from torch import Generator, Tensor, nn
 from stn import draw, regular_grid
 from stn.datasets.distortions import DISTORTIONS
 from stn.datasets.mnist import DistortedMnist
-from stn.results import records
+from stn.recorded import longest
 from stn.training.job import rebuild
 from stn.transformer import trace
 
@@ -52,21 +52,13 @@ def figure3() -> Image.Image:
     return draw.stack([rows[0] + rows[1]])
 
 
-def find(folder: Path, experiment: str, distortion: str) -> tuple[nn.Module, DistortedMnist, str] | None:
-    """The longest-trained network of an experiment on a distortion, with its data and a line about it."""
-    best: tuple[int, Path, records.Record] | None = None
-    candidates = [(p, p.parent / "weights.pt") for p in folder.rglob("result.json")]
-    candidates += [(p, ROOT / "results/weights" / f"{p.stem}.pt") for p in (ROOT / "results/records").glob("*.json")]
-    for path, weights in candidates:
-        if weights.exists() and path.exists():
-            record = records.read(path)
-            if record["experiment"] == experiment and record["config"]["data"]["distortion"] == distortion:
-                best = max(best or (0, weights, record), (record["steps"], weights, record), key=lambda x: x[0])
-    if best is None:
+def find(folder: Path, experiment: str, distortion: str) -> tuple[nn.Module, DistortedMnist] | None:
+    """The longest-trained network of an experiment on a distortion, with its data."""
+    found = longest(experiment, ROOT, folder, distortion=distortion)
+    if found is None:
         print(f"no trained {experiment} on {distortion}: run it, or `make reproduce-table1`")
         return None
-    network, data = rebuild(best[2], best[1], ROOT / "data")
-    return network, data, f"{best[2]['experiment']}, schedule {best[2]['schedule']}, seed {best[2]['seed']}"
+    return rebuild(*found, ROOT / "data")
 
 
 def predictions(network: nn.Module, data: DistortedMnist) -> Tensor:
@@ -90,17 +82,13 @@ def warp_rows(network: nn.Module, data: DistortedMnist, index: Tensor, baseline:
         [draw.tile(x, SIDE_PX) for x in u],
         [draw.grid_tile(x, s, size, SIDE_PX) for x, s in zip(u, warp.source, strict=True)],
     ])  # fmt: skip
-    below = draw.stack([bottom])
-    page = Image.new("RGB", (top.width, top.height + draw.GAP_PX + below.height), "white")
-    page.paste(top, (0, 0))
-    page.paste(below, (0, top.height + draw.GAP_PX))
-    return page
+    return draw.below(top, draw.stack([bottom]))
 
 
 def figure1(folder: Path, experiment: str, distortion: str, columns: int = 10) -> Image.Image | None:
     """(a) input, (b) predicted grid, (c) output, (d) prediction, for the first test images."""
     found = find(folder, experiment, distortion)
-    return None if found is None else warp_rows(found[0], found[1], torch.arange(columns))
+    return None if found is None else warp_rows(*found, torch.arange(columns))
 
 
 def table1_right(folder: Path, experiment: str, distortion: str, columns: int = 10) -> Image.Image | None:
@@ -109,9 +97,9 @@ def table1_right(folder: Path, experiment: str, distortion: str, columns: int = 
     if st is None or plain is None:
         return None
     truth = st[1].test.tensors[1]
-    baseline = predictions(plain[0], plain[1])
-    won = ((predictions(st[0], st[1]) == truth) & (baseline != truth)).nonzero().flatten()
-    return warp_rows(st[0], st[1], won[:columns], baseline)
+    baseline = predictions(*plain)
+    won = ((predictions(*st) == truth) & (baseline != truth)).nonzero().flatten()
+    return warp_rows(*st, won[:columns], baseline)
 
 
 def main() -> None:

@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 from stn import draw
+from stn.recorded import longest
 from stn.results import records
 from stn.training.job import rebuild
 from stn.transformer import trace
@@ -15,14 +16,6 @@ from stn.transformer import trace
 ROOT = Path(__file__).parent.parent
 SIDE_PX = 140
 ROWS = ["input", "transformed", "projection", "without it"]
-
-
-def find(folder: Path, experiment: str) -> tuple[records.Record, Path] | None:
-    """The record of the longest run of an experiment whose weights are there, with their path."""
-    candidates = [(p, p.parent / "weights.pt") for p in folder.rglob("result.json")]
-    candidates += [(p, ROOT / "results/weights" / f"{p.stem}.pt") for p in (ROOT / "results/records").glob("*.json")]
-    found = [(records.read(path), weights) for path, weights in candidates if weights.exists()]
-    return max((f for f in found if f[0]["experiment"] == experiment), key=lambda f: f[0]["steps"], default=None)
 
 
 def figure5(record: records.Record, weights: Path, columns: int) -> Image.Image:
@@ -40,11 +33,7 @@ def figure5(record: records.Record, weights: Path, columns: int) -> Image.Image:
         flat = volume.sum(1)
         tile = draw.tile(flat / flat.max(), SIDE_PX)
         bottom.append(draw.caption(tile, f"{guess}", "black" if guess == truth else "red"))
-    below = draw.stack([bottom])
-    page = Image.new("RGB", (top.width, top.height + draw.GAP_PX + below.height), "white")
-    page.paste(top, (0, 0))
-    page.paste(below, (0, top.height + draw.GAP_PX))
-    return draw.label(page, ROWS)
+    return draw.label(draw.below(top, draw.stack([bottom])), ROWS)
 
 
 def main() -> None:
@@ -53,7 +42,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=ROOT / "docs/figures", help="default: docs/figures")
     parser.add_argument("--columns", type=int, default=8, help="test volumes shown (default: 8)")
     options = parser.parse_args()
-    found = find(options.runs, "voxel_st_cnn")
+    found = longest("voxel_st_cnn", ROOT, options.runs)
     if found is None:
         raise ValueError("no trained voxel_st_cnn: run it, or `make reproduce-3d`")
     options.out.mkdir(parents=True, exist_ok=True)

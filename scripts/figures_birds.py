@@ -12,20 +12,12 @@ from PIL import Image
 
 from stn import draw
 from stn.networks.cub import StCnn
+from stn.recorded import longest
 from stn.results import records
 from stn.training.job import rebuild
 
 ROOT = Path(__file__).parent.parent
 COLUMNS, SIDE_PX = 8, 112
-
-
-def find(folder: Path, experiment: str) -> tuple[records.Record, Path] | None:
-    """The longest-trained network of an experiment: its record and weights."""
-    candidates = [(p, p.parent / "weights.pt") for p in folder.rglob("result.json")]
-    candidates += [(p, ROOT / "results/weights" / f"{p.stem}.pt") for p in (ROOT / "results/records").glob("*.json")]
-    found = [(records.read(path), weights) for path, weights in candidates if weights.exists()]
-    mine = [pair for pair in found if pair[0]["experiment"] == experiment]
-    return max(mine, key=lambda pair: pair[0]["steps"]) if mine else None
 
 
 def part_boxes(record: records.Record, weights: Path) -> Image.Image:
@@ -48,7 +40,7 @@ def main() -> None:
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     for experiment in ("cub_2st_448", "cub_4st_448"):
-        found = find(options.runs, experiment)
+        found = longest(experiment, ROOT, options.runs)
         if found is None:
             print(f"no trained {experiment}: run it, or `make reproduce-table3`")
             continue

@@ -12,21 +12,12 @@ import torch
 from stn import draw
 from stn.datasets.svhn import NULL
 from stn.networks.svhn import compose
-from stn.results import records
+from stn.recorded import longest
 from stn.training.job import rebuild
 from stn.transformer import trace
 
 ROOT = Path(__file__).parent.parent
 SIDE_PX = 112
-
-
-def trained(folder: Path, size_px: int) -> tuple[records.Record, Path] | None:
-    """The longest-trained ST-CNN Multi on crops of size_px, with its weights."""
-    found = [(p, p.parent / "weights.pt") for p in folder.rglob("result.json")]
-    found += [(p, ROOT / "results/weights" / f"{p.stem}.pt") for p in (ROOT / "results/records").glob("svhn_*.json")]
-    mine = [(records.read(p), weights) for p, weights in found if weights.exists()]
-    mine = [(r, w) for r, w in mine if r["experiment"] == "svhn_multi" and r["config"]["data"]["size_px"] == size_px]
-    return max(mine, key=lambda pair: pair[0]["steps"], default=None)
 
 
 def text(labels: torch.Tensor) -> str:
@@ -39,7 +30,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=ROOT / "data", help="default: data")
     options = parser.parse_args()
     for size_px in (64, 128):
-        found = trained(options.runs, size_px)
+        found = longest("svhn_multi", ROOT, options.runs, size_px=size_px)
         if found is None:
             print(f"no trained svhn_multi at {size_px} px: run it, or `make reproduce-table2`")
             continue

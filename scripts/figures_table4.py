@@ -16,6 +16,7 @@ from torch import nn
 
 from stn import draw
 from stn.datasets.addition import MnistAddition
+from stn.recorded import longest
 from stn.results import records
 from stn.specialisation import measure
 from stn.training.job import rebuild
@@ -24,15 +25,6 @@ from stn.transformer import trace
 ROOT = Path(__file__).parent.parent
 SIDE_PX = 84
 EXPERIMENTS = sorted(file.stem for file in (ROOT / "conf/experiment").glob("addition_2xst_*.yaml"))
-
-
-def trained(folder: Path, experiment: str) -> tuple[records.Record, Path] | None:
-    """Record and weights of the longest-trained network of an experiment."""
-    candidates = [(p, p.parent / "weights.pt") for p in folder.rglob("result.json")]
-    candidates += [(p, ROOT / "results/weights" / f"{p.stem}.pt") for p in (ROOT / "results/records").glob("*.json")]
-    found = [(records.read(path), weights) for path, weights in candidates if weights.exists()]
-    mine = [pair for pair in found if pair[0]["experiment"] == experiment and pair[0]["status"] == "finished"]
-    return max(mine, key=lambda pair: pair[0]["steps"], default=None)
 
 
 def picture(network: nn.Module, data: MnistAddition, columns: int = 8) -> Image.Image:
@@ -66,7 +58,7 @@ def main() -> None:
         folder.mkdir(parents=True, exist_ok=True)
     measured = []
     for experiment in EXPERIMENTS:
-        found = trained(options.runs, experiment)
+        found = longest(experiment, ROOT, options.runs)
         if found is None:
             print(f"no trained {experiment}: run it, or `make reproduce-table4`")
             continue

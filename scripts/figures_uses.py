@@ -74,7 +74,7 @@ def recurrent(folder: Path, columns: int = 8) -> Image.Image | None:
     found = find(folder, "mnist_st_fcn_recurrent_3", "rts")
     if found is None:
         return None
-    network, data, _ = found
+    network, data = found
     u = data.test.tensors[0][:columns].float() / 255
     rows, names = [[draw.tile(x, SIDE_PX // 2) for x in u]], ["U"]
     for i, warp in enumerate(trace(network, u), start=1):

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
+from typing import Any
 
 import torch
 from hydra.utils import instantiate
@@ -24,14 +25,25 @@ class Recorded:
     in_shape: tuple[int, int, int]
 
 
-def find(root: Path) -> dict[str, tuple[Path, Path]]:
-    """Name -> (record, weights): finished runs in root/runs, then those that are kept in root/results."""
-    runs = {p.parent.name: (p, p.parent / "weights.pt") for p in sorted((root / "runs").rglob("result.json"))}
+def find(root: Path, runs: Path | None = None) -> dict[str, tuple[Path, Path]]:
+    """Name -> (record, weights): finished runs below `runs` (root/runs), then those that are kept in root/results."""
+    own = {p.parent.name: (p, p.parent / "weights.pt") for p in sorted((runs or root / "runs").rglob("result.json"))}
     kept = {
         p.stem: (p, root / "results/weights" / f"{p.stem}.pt")
         for p in sorted((root / "results/records").glob("*.json"))
     }
-    return {name: pair for name, pair in (kept | runs).items() if pair[1].exists()}
+    return {name: pair for name, pair in (kept | own).items() if pair[1].exists()}
+
+
+def longest(experiment: str, root: Path, runs: Path, **data: Any) -> tuple[records.Record, Path] | None:
+    """Record and weights of the longest-trained network of an experiment with these values in its data, if any."""
+    found = [(records.read(path), weights) for path, weights in find(root, runs).values()]
+    mine = [
+        (record, weights)
+        for record, weights in found
+        if record["experiment"] == experiment and data.items() <= record["config"]["data"].items()
+    ]
+    return max(mine, key=lambda pair: pair[0]["steps"], default=None)
 
 
 def transforms_on(distortion: str, root: Path) -> str:

@@ -115,7 +115,7 @@ def test_the_convolutional_localisation_has_the_layers_of_a4(side_px):
     network, u = convolutional((1, side_px, side_px), Affine()), torch.rand(3, 1, side_px, side_px)
     torch.nn.init.normal_(network[-1].weight)
     w1, b1, w2, b2, w3, b3, w4, b4 = network.parameters()
-    x = u.unflatten(3, (-1, 2)).unflatten(2, (-1, 2)).mean((3, 5))  # every 2 x 2 pixels
+    x = u.unflatten(3, (-1, 2)).unflatten(2, (-1, 2)).sum((3, 5))  # every 2 x 2 pixels
     x = F.max_pool2d(F.conv2d(x, w1, b1).relu(), 2, ceil_mode=True)
     x = F.conv2d(x, w2, b2).relu().flatten(1)
     x = (x @ w3.T + b3).relu()

@@ -5,6 +5,7 @@ import re
 import runpy
 import shutil
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -145,6 +146,19 @@ def test_the_transformer_that_errs_least_is_the_default(project):
     assert recorded.transforms_on("rts", project) == "other"
     with pytest.raises(ValueError, match="no recorded spatial transformer on tc: name another with --model"):
         recorded.transforms_on("tc", project)
+
+
+def test_the_longest_trained_network_of_an_experiment_is_found_among_own_runs_and_kept_ones(project):
+    runs = project / "elsewhere"
+    shutil.copytree(project / "results/weights", runs / "longer")
+    made = json.loads((project / "results/records/one.json").read_text())
+    (runs / "longer/other.pt").rename(runs / "longer/weights.pt")
+    records.write(runs / "longer/result.json", made | {"steps": made["steps"] + 1})
+    find = partial(recorded.longest, "mnist_st_cnn_tps", project)
+    assert find(runs)[1] == runs / "longer/weights.pt"
+    assert find(project / "runs", distortion="rts")[0]["steps"] == made["steps"]
+    assert find(runs, distortion="tc") is None
+    assert recorded.longest("mnist_cnn", project, runs) is None
 
 
 def test_a_name_may_be_shortened_to_where_it_is_the_only_one(project):

@@ -223,7 +223,7 @@ def test_every_schedule_and_budget_has_its_own_table_the_longest_schedule_first(
     assert "| FCN | 2.00 / 2.1 | - / 3.2 |" in page
     assert "| CNN | - / 1.2 | - / - |" in page
     assert page.index("Schedule `long`: 900 steps, at most 1,000 trainable") < page.index("Schedule `made`: 100 steps")
-    assert "seeds 0; 1 runs, 0.5 hours of training in all on a processor, 1 thread" in page
+    assert "seed 0; 1 run, 0.5 hours of training in all on a processor, 1 thread" in page
     assert page.endswith("- A note.")
 
 

@@ -259,7 +259,7 @@ REFUSED = {
     "experiment=mnist_fnc": ["experiment/mnist_fnc", "mnist_fcn", "mnist_st_cnn_tps"],
     "table=table9": ["table/table9", "table1"],
     "transform=afine": ["transform/afine", "affine", "projective", "tps"],
-    "schedule=quick": ["schedule/quick", "fast", "onecycle", "paper", "smoke"],
+    "schedule=quick": ["schedule/quick", "fast", "onecycle", "onecycle_60k", "paper", "smoke"],
     "logger=tensorboard": ["logger/tensorboard", "none", "wandb"],
     "data.distortion=rst": ["data.distortion='rst'", "r, rts, p, e, tc"],
     "model.kernel=lanczos": ["'lanczos'", "bilinear, nearest, bicubic"],

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from stn import Affine, SpatialTransformer, regular_grid
+from stn import Affine, Affine3d, SpatialTransformer, regular_grid
 from stn.datasets.mnist import DistortedMnist
 from stn.localisation import Regression, fully_connected
 from stn.networks.mnist import build, fcn
@@ -357,6 +357,16 @@ def test_a_collapse_is_warned_of_once_and_a_healthy_transformer_never(caplog, st
     ] * collapsed
     det = start[0] * start[4] - start[1] * start[3]
     assert [entry["first/det"] for entry in module.curve] == pytest.approx([det, det], abs=1e-5)
+
+
+def test_a_volume_read_at_one_plane_is_no_collapse_and_a_window_outside_of_it_is(caplog):
+    plane = (1.0, 0.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
+    outside = (1.0, 0.0, 0.0, 9.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0, 1.0, 0.0)
+    for start, collapsed in ((plane, 0), (outside, 1)):
+        transformer = SpatialTransformer(nn.Sequential(nn.Flatten(), Regression(512, Affine3d(), start)), Affine3d())
+        module = SimpleNamespace(network=nn.Sequential(transformer), device=CPU, curve=[{"step": 100}])
+        Health(torch.rand(2, 1, 8, 8, 8)).on_train_batch_end(None, module, None, None, 0)
+        assert len(caplog.messages) == collapsed
 
 
 def test_a_network_without_a_transformer_has_no_health():

@@ -35,7 +35,7 @@ class Pose:
     """
 
     max_angle_deg: float = 45.0
-    thickness_px: float = 16.0
+    thickness_px: float = 28.0
 
     def draw(self, n: int, generator: Generator, dtype: torch.dtype = torch.float32) -> Params:
         """angle_deg (n, 3) about x, y and z; shift_px (n, 3): the slab's centre off the volume's, in x, y, z."""

@@ -13,22 +13,19 @@ from stn.transforms import Transform
 
 
 def convolutional(in_shape: Shape, transform: Transform, channels: int = 20, downsample: int = 4) -> nn.Sequential:
-    """A.4's localisation in three dimensions: volume / downsample - conv 5^3 - max 2 - conv 5^3 - FC - theta.
+    """A.4's localisation in three dimensions: volume / downsample - twice (conv 5^3 - max 2) - FC - theta.
 
-    The volume is averaged over downsample^3 voxels; convolutions and FC have `channels` outputs each.
-    Raises ValueError on a volume that leaves nothing for the second convolution.
+    Convolutions and FC have `channels` outputs each; the convolutions are padded, since a pose shows in where the parts
+    of a digit lie, up to the volume's edge.  Each input is the sum over downsample^3 voxels over `downsample`: nearly
+    all of a volume is empty, and of a mean so little is left that nothing is learnt for the first thousand steps.
     """
-    if min(in_shape[1:]) < (least := 13 * downsample):
-        raise ValueError(
-            f"data.size_px={min(in_shape[1:])} is too small for a localisation network that reads it downsampled by "
-            f"{downsample}: take {least} or more, or lower model.localisation.downsample"
-        )
     features = nn.Sequential(
-        nn.AvgPool3d(downsample),
-        nn.Conv3d(in_shape[0], channels, 5),
+        nn.AvgPool3d(downsample, divisor_override=downsample),
+        nn.Conv3d(in_shape[0], channels, 5, padding=2),
         nn.MaxPool3d(2, ceil_mode=True),
         nn.ReLU(),
-        nn.Conv3d(channels, channels, 5),
+        nn.Conv3d(channels, channels, 5, padding=2),
+        nn.MaxPool3d(2, ceil_mode=True),
         nn.ReLU(),
         nn.Flatten(),
     )
@@ -40,7 +37,7 @@ def convolutional(in_shape: Shape, transform: Transform, channels: int = 20, dow
 class Projection(nn.Module):
     """The volume's depth flattened (A.3): the sum over z, over `unit`, a thickness that then becomes 1."""
 
-    def __init__(self, unit: float = 16.0):
+    def __init__(self, unit: float = 28.0):
         super().__init__()
         self.unit = unit
 

@@ -58,7 +58,9 @@ class Health(pl.Callback):
         for warp in trace(module.network, self.probe.to(module.device)) if identities else ():
             health = measure(warp, identities[warp.name])
             module.curve[-1] |= {f"{warp.name}/{key}": value for key, value in health.items()}
-            if not self.warned and (health["out_of_image"] > MAX_OUT_OF_IMAGE or abs(health["det"]) < MIN_DETERMINANT):
+            # not of volumes: a section through an extruded digit is the digit, so a window may well become a plane
+            flat = warp.v.dim() == 4 and abs(health["det"]) < MIN_DETERMINANT
+            if not self.warned and (flat or health["out_of_image"] > MAX_OUT_OF_IMAGE):
                 self.warned = True
                 log.warning(
                     "%s has collapsed at step %d: determinant %.3g, %.0f %% of its window outside of the image. "
