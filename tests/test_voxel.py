@@ -207,6 +207,12 @@ def cnn_of_small(in_shape, width, classes):
     return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(576, width), torch.nn.Linear(width, classes))
 
 
+def test_a_volume_too_small_for_the_localisation_network_is_refused_and_the_least_side_is_not():
+    with pytest.raises(ValueError, match=r"^data.size_px=24 is too small [^\n]* take 25 or more[^\n]*$"):
+        convolutional((1, 24, 24, 24), Affine3d(), downsample=25)
+    convolutional((1, 24, 24, 24), Affine3d(), downsample=24)
+
+
 def test_a_transformer_without_a_transform_is_refused():
     with pytest.raises(ValueError, match="a localisation needs a transform"):
         build(SHAPE, 10, 150_000, cnn, convolutional)

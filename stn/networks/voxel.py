@@ -16,9 +16,15 @@ def convolutional(in_shape: Shape, transform: Transform, channels: int = 20, dow
     """A.4's localisation in three dimensions: volume / downsample - twice (conv 5^3 - max 2) - FC - theta.
 
     Convolutions and FC have `channels` outputs each; the convolutions are padded, since a pose shows in where the parts
-    of a digit lie, up to the volume's edge.  Each input is the sum over downsample^3 voxels over `downsample`: nearly
-    all of a volume is empty, and of a mean so little is left that nothing is learnt for the first thousand steps.
+    of a digit lie, up to the volume's edge.  Each input is the sum of downsample^3 voxels, divided by `downsample`:
+    nearly all of a volume is empty, and from means the place of a digit is learnt more slowly (docs/3d.md).
+    Raises ValueError on a volume of fewer than `downsample` voxels a side.
     """
+    if min(in_shape[1:]) < downsample:
+        raise ValueError(
+            f"data.size_px={min(in_shape[1:])} is too small for a localisation network that reads it downsampled by "
+            f"{downsample}: take {downsample} or more, or lower model.localisation.downsample"
+        )
     features = nn.Sequential(
         nn.AvgPool3d(downsample, divisor_override=downsample),
         nn.Conv3d(in_shape[0], channels, 5, padding=2),
