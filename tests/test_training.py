@@ -98,6 +98,7 @@ def test_the_steps_of_a4_divide_the_rate_by_10_at_50k_and_at_100k():
     [
         ("steps", 0), ("batch_size", 0), ("block_steps", -1), ("lr", -0.1), ("momentum", -0.9), ("weight_decay", -1.0),
         ("localisation_lr", -1.0), ("clip_norm", 0.0), ("clip_norm", -1.0),
+        ("localisation_clip_norm", 0.0),
     ],
 )  # fmt: skip
 def test_a_schedule_refuses_what_cannot_be_trained_with(key, value):
@@ -131,7 +132,7 @@ def test_localisation_lr_scales_the_localisation_network_alone_at_every_step():
 
 
 def plain_loop(network, data, precision, steps, block_steps, batch_size, lr, lr_factor, momentum, weight_decay,
-               localisation_lr, clip_norm):  # fmt: skip
+               localisation_lr, clip_norm, localisation_clip_norm=None):  # fmt: skip
     """The same training as a loop over steps; returns every step's loss and number of wrong answers."""
     localisation = set(network.transformer.localisation.parameters())
     velocity = {p: torch.zeros_like(p) for p in network.parameters()}
@@ -144,10 +145,19 @@ def plain_loop(network, data, precision, steps, block_steps, batch_size, lr, lr_
             logits = network(u)
         loss = F.cross_entropy(logits.float(), label)
         gradients = torch.autograd.grad(loss, list(velocity))
-        norm = torch.stack([g.norm() for g in gradients]).norm()
+        whole = torch.stack([g.norm() for g in gradients]).norm()
+        norms = [
+            torch.stack(
+                [g.norm() for p, g in zip(velocity, gradients, strict=True) if (p in localisation) == inside]
+            ).norm()
+            for inside in (False, True)
+        ]
         for p, g in zip(velocity, gradients, strict=True):
-            if clip_norm is not None and norm > clip_norm:
-                g = g * clip_norm / norm
+            norm, bound = whole, clip_norm
+            if localisation_clip_norm is not None:
+                norm, bound = norms[p in localisation], localisation_clip_norm if p in localisation else clip_norm
+            if bound is not None and norm > bound:
+                g = g * bound / norm
             velocity[p] = momentum * velocity[p] + g + weight_decay * p.detach()
             p.data -= lr * lr_factor(step, steps) * (localisation_lr if p in localisation else 1) * velocity[p]
         losses.append(loss.item())
@@ -155,12 +165,16 @@ def plain_loop(network, data, precision, steps, block_steps, batch_size, lr, lr_
     return losses, wrong
 
 
-@pytest.mark.parametrize(("precision", "clip_norm"), [("fp32", 0.5), ("fp32", None), ("bf16", 0.5)])
-def test_the_engine_takes_the_steps_of_a_plain_loop(data, precision, clip_norm):
+@pytest.mark.parametrize(
+    ("precision", "clip_norm", "localisation_clip_norm"),
+    [("fp32", 0.5, None), ("fp32", None, None), ("bf16", 0.5, None), ("fp32", 0.5, 0.05), ("fp32", None, 0.05)],
+)
+def test_the_engine_takes_the_steps_of_a_plain_loop(data, precision, clip_norm, localisation_clip_norm):
     # bf16: each step has to see the weights of the last one, though autocast keeps its copies of them while it lasts
-    module, plain = engine(data, precision, clip_norm=clip_norm), st_fcn()
+    norms = {"clip_norm": clip_norm, "localisation_clip_norm": localisation_clip_norm}
+    module, plain = engine(data, precision, **norms), st_fcn()
     trainer().fit(module)
-    losses, wrong = plain_loop(plain, data, precision, **VALUES | {"clip_norm": clip_norm})
+    losses, wrong = plain_loop(plain, data, precision, **VALUES | norms)
     atol = 1e-6 if precision == "fp32" else 1e-4  # half precision turns the last digit of a weight into 0.4 % of it
     for (name, ours), expected in zip(module.network.state_dict().items(), plain.state_dict().values(), strict=True):
         torch.testing.assert_close(ours, expected, atol=atol, rtol=1e-5, msg=lambda text, name=name: f"{name}: {text}")

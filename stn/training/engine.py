@@ -150,7 +150,7 @@ class Training(pl.LightningModule):
         first = self.current_epoch * self.schedule.block_steps
         last = min(first + self.schedule.block_steps, self.schedule.steps)
         lr = optimizer.param_groups[0]["lr"]
-        parameters = list(self.network.parameters())
+        parameters, bounds = list(self.network.parameters()), self.schedule.clipped(self.network)
         values = defaultdict(list)
         processes, rank = self.trainer.world_size, self.global_rank
         torch.manual_seed(generator.initial_seed() + rank)  # of dropout, which takes no generator
@@ -164,8 +164,8 @@ class Training(pl.LightningModule):
                     values[name].append(value.detach())
             if processes > 1:
                 average([p.grad for p in parameters if p.grad is not None])
-            if self.schedule.clip_norm is not None:
-                nn.utils.clip_grad_norm_(parameters, self.schedule.clip_norm)
+            for clipped, norm in bounds:
+                nn.utils.clip_grad_norm_(clipped, norm)
             optimizer.step()
             scheduler.step()
         curve = {

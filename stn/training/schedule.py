@@ -49,7 +49,11 @@ class OneCycle:
 
 @dataclass(frozen=True)
 class Schedule:
-    """SGD with momentum; the unit of `steps` is one batch.  Raises ValueError on values that cannot be trained with."""
+    """SGD with momentum; the unit of `steps` is one batch.  Raises ValueError on values that cannot be trained with.
+
+    `clip_norm` bounds the norm of the whole gradient, or, beside a `localisation_clip_norm`, of what is left of it
+    without the localisation networks.
+    """
 
     steps: int
     batch_size: int
@@ -60,13 +64,16 @@ class Schedule:
     localisation_lr: float
     clip_norm: float | None
     block_steps: int
+    localisation_clip_norm: float | None = None
 
     def __post_init__(self) -> None:
         for key in ("steps", "batch_size", "block_steps"):
             if not isinstance(getattr(self, key), int) or getattr(self, key) < 1:
                 raise ValueError(f"schedule.{key}={getattr(self, key)} has to be a whole number, 1 or more")
-        if self.clip_norm is not None and not (isinstance(self.clip_norm, int | float) and self.clip_norm > 0):
-            raise ValueError(f"schedule.clip_norm={self.clip_norm} has to be a number above 0, or null for no clipping")
+        for key in ("clip_norm", "localisation_clip_norm"):
+            norm = getattr(self, key)
+            if norm is not None and not (isinstance(norm, int | float) and norm > 0):
+                raise ValueError(f"schedule.{key}={norm} has to be a number above 0, or null for no clipping")
         for key in ("lr", "momentum", "weight_decay", "localisation_lr"):
             if not isinstance(getattr(self, key), int | float) or not 0 <= getattr(self, key) < math.inf:
                 raise ValueError(f"schedule.{key}={getattr(self, key)} has to be a number, 0 or more")
@@ -78,14 +85,29 @@ class Schedule:
 
     def optimizer(self, network: nn.Module) -> torch.optim.SGD:
         """SGD over two groups: the localisation networks at localisation_lr x lr, the rest at lr."""
-        named = list(network.named_parameters())
-        localisation = [p for name, p in named if "localisation" in name.split(".")]
-        rest = [p for name, p in named if "localisation" not in name.split(".")]
+        localisation, rest = parameters(network)
         groups = [{"params": rest, "lr": self.lr}]
         if localisation:
             groups.append({"params": localisation, "lr": self.lr * self.localisation_lr})
         return torch.optim.SGD(groups, momentum=self.momentum, weight_decay=self.weight_decay, fused=True)
 
+    def clipped(self, network: nn.Module) -> list[tuple[list[nn.Parameter], float]]:
+        """Parameters whose gradients are held together, and the largest norm that they may have."""
+        if self.localisation_clip_norm is None:
+            bounds = [(list(network.parameters()), self.clip_norm)]
+        else:
+            bounds = list(zip(parameters(network), (self.localisation_clip_norm, self.clip_norm), strict=True))
+        return [(group, norm) for group, norm in bounds if norm is not None]
+
     def scheduler(self, optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LambdaLR:
         """Sets every group's rate before each step."""
         return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self.lr_factor(step, self.steps))
+
+
+def parameters(network: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """Those of the localisation networks, and the rest."""
+    named = list(network.named_parameters())
+    return (
+        [p for name, p in named if "localisation" in name.split(".")],
+        [p for name, p in named if "localisation" not in name.split(".")],
+    )
