@@ -18,31 +18,35 @@ from stn.results import records, tables
 ROOT = Path(__file__).parent.parent
 CURVES = {"Loss": "train/loss", "Error on training batches, %": "train/error", "Learning rate": "lr"}
 HEALTH = {"Determinant": "det", "Share outside of the image": "out_of_image", "|theta - identity|": "theta_distance"}
+OF_SEVERAL = ["windows", "composed/box"]  # pictures of transformers side by side, and in series
 
 
-def panels(table: tables.Table, wr: Any) -> dict[str, list[Any]]:
-    """The panels of a workspace and of a report, by section."""
+def panels(table: tables.Table, found: list[records.Record], wr: Any) -> dict[str, list[Any]]:
+    """The panels of a workspace and of a report, by section: what the table's records log, of every transformer."""
 
     def lines(names: dict[str, str]) -> list[Any]:
         return [wr.LinePlot(title=title, x="trainer/global_step", y=[key], groupby="experiment_name")
-                for title, key in names.items()]  # fmt: skip
+                for title, key in names.items() if key in logged]  # fmt: skip
 
-    transformers = {f"{title}, {name}": f"{name}/{key}" for name in ("transformer",) for title, key in HEALTH.items()}
+    logged = {key for r in found if tables.belongs(table, r) for entry in r["curve"][-1:] for key in entry}
+    transformers = sorted(key.removesuffix("/det") for key in logged if key.endswith("/det"))
+    health = {f"{title}, {name}": f"{name}/{key}" for name in transformers for title, key in HEALTH.items()}
+    pictures = [f"{name}/warp" for name in transformers]
     return {
         "Figures": [wr.BarPlot(title=table.unit, metrics=[table.metric], groupby="experiment_name")],
         "Training": lines(CURVES),
-        "Is the localisation network alive?": lines(transformers),
-        "Input, grid, output": [wr.MediaBrowser(media_keys=["transformer/warp"])],
+        "Is the localisation network alive?": lines(health),
+        "Input, grid, output": [wr.MediaBrowser(media_keys=pictures + OF_SEVERAL)],
     }
 
 
-def workspace(table: tables.Table, entity: str, project: str, ws: Any, wr: Any) -> Any:
+def workspace(table: tables.Table, found: list[records.Record], entity: str, project: str, ws: Any, wr: Any) -> Any:
     """The runs of one table, grouped by experiment, best first."""
     return ws.Workspace(
         entity=entity,
         project=project,
         name=table.title,
-        sections=[ws.Section(name=name, panels=some, is_open=True) for name, some in panels(table, wr).items()],
+        sections=[ws.Section(name=name, panels=some, is_open=True) for name, some in panels(table, found, wr).items()],
         runset_settings=ws.RunsetSettings(
             filters=[ws.Metric("Group") == table.name],
             groupby=[ws.Config("experiment_name"), ws.Config(table.column_key)],
@@ -54,7 +58,7 @@ def workspace(table: tables.Table, entity: str, project: str, ws: Any, wr: Any) 
 def report(table: tables.Table, found: list[records.Record], entity: str, project: str, wr: Any) -> Any:
     """The table against the paper's, as Markdown from the records, above the panels of its runs."""
     grids = []
-    for name, some in panels(table, wr).items():
+    for name, some in panels(table, found, wr).items():
         runs = wr.Runset(name=table.title, filters=f"Group == '{table.name}'")
         grids += [wr.H2(name), wr.PanelGrid(runsets=[runs], panels=some)]
     return wr.Report(
@@ -86,7 +90,7 @@ def main() -> None:
     project = yaml.safe_load((ROOT / "conf/logger/wandb.yaml").read_text())["project"]
     if options.show:
         entity = options.entity or "your-entity"
-        made = [workspace(table, entity, project, ws, wr), report(table, found, entity, project, wr)]
+        made = [workspace(table, found, entity, project, ws, wr), report(table, found, entity, project, wr)]
         views = [one._to_model().model_dump(by_alias=True, exclude_none=True, mode="json") for one in made]
         print(json.dumps(dict(zip(("workspace", "report"), views, strict=True)), indent=1))
         return
@@ -94,7 +98,7 @@ def main() -> None:
         if not wandb.login(prompt=False):
             raise ValueError("no W&B account is set up: `wandb login`, or --show to see what would be sent")
         entity = options.entity or str(wandb.Api().default_entity)
-        for one in (workspace(table, entity, project, ws, wr), report(table, found, entity, project, wr)):
+        for one in (workspace(table, found, entity, project, ws, wr), report(table, found, entity, project, wr)):
             one.save()
             print(one.url)
     except wandb.Error as error:
