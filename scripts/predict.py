@@ -8,6 +8,7 @@ and fitted into the model's square canvas.
 
 import argparse
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -85,6 +86,10 @@ def main() -> None:
     model = recorded.load(options.model or recorded.transforms_on("rts", ROOT), ROOT)
     if not trace(model.network, torch.zeros(1, *model.in_shape)):
         raise ValueError(f"{model.name} has no spatial transformer: choose one with `st` in its name")
+    if twice := [name for name, n in Counter(path.stem for path in options.images).items() if n > 1]:
+        raise ValueError(
+            f"several images are called {twice[0]!r} and would share one picture: give them one by one, with --out"
+        )
     options.out.mkdir(parents=True, exist_ok=True)
     print(f"{model.name}, test error {model.record['metrics'].get('test/error', float('nan')):.2f} %")
     wrong = []

@@ -119,6 +119,16 @@ def test_predict_writes_input_grid_output_and_says_the_class_and_names_what_it_c
     ] * 3
 
 
+def test_two_images_whose_pictures_would_be_one_file_are_refused(script, tmp_path):
+    for name in ("seven.png", "seven.bmp"):
+        Image.fromarray(digit()).save(tmp_path / name)
+    said, _ = script(
+        "predict.py", tmp_path / "seven.png", tmp_path / "seven.bmp", "--model", RTS, "--out", tmp_path / "out"
+    )
+    assert re.fullmatch(r"error: several images are called 'seven' [^\n]*", said)
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_model_that_is_not_there_or_warps_nothing_is_named_with_the_choice(script, tmp_path):
     Image.fromarray(digit()).save(tmp_path / "seven.png")
     said, _ = script("predict.py", tmp_path / "seven.png", "--model", "nothing")
