@@ -3,7 +3,7 @@ PYTHON ?= python3
 SCHEDULE ?= fast# smoke | fast | onecycle | paper
 SEEDS ?= 0# such as 0,1,2
 LAUNCHER ?= basic# basic | joblib | ray_local | ray_cluster | submitit_local | slurm
-EXTRAS ?=# what a launcher or a tool needs: joblib | ray | submitit | dashboard | search
+EXTRAS ?=# what a launcher or Table 3 needs: ray | submitit | birds
 TABLE ?= table1
 ARGS ?=# further overrides for run.py, such as threads=1 or logger=none
 
@@ -22,10 +22,10 @@ $(SETUP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; (3, 10) <= v < (3, 14) or sys.exit("error: Python %d.%d does not do; make PYTHON=python3.12 takes another (3.10 to 3.13)" % v)'
 	@echo 'Set-up: the pinned packages go into .venv (PyTorch with CUDA, about 6 GB: a few minutes).'
 	$(PYTHON) -m venv .venv
-	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,docs,joblib,onnx,svhn]'
+	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,docs,joblib,onnx,svhn,dashboard,search]'
 	@touch $@
 
-setup: $(SETUP) ## the virtual environment .venv; EXTRAS=ray (or joblib, submitit, dashboard, search) adds what it names
+setup: $(SETUP) ## the virtual environment .venv; EXTRAS=ray (or submitit, birds) adds what it names
 ifneq ($(EXTRAS),)
 	@$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$(EXTRAS)]'
 endif
@@ -67,7 +67,7 @@ $(TABLES): reproduce-%: $(SETUP)
 status: $(SETUP) ## cells of TABLE done, running, failed and missing, time left (SCHEDULE, SEEDS)
 	@$(PY) scripts/status.py $(TABLE) --schedule $(SCHEDULE) --seeds $(SEEDS)
 
-dashboard: $(SETUP) ## W&B workspace and report of TABLE, where an account is set up (make setup EXTRAS=dashboard)
+dashboard: $(SETUP) ## W&B workspace and report of TABLE, where an account is set up
 	@$(PY) scripts/dashboard.py $(TABLE)
 
 records: $(SETUP) ## keep the records of finished runs (runs/) in git (results/records/)

@@ -1,7 +1,7 @@
 """A W&B workspace and a report of one table: our figures beside the paper's, the curves and pictures behind them.
 
 Makes both anew from conf/table and the records, in the project that conf/logger/wandb.yaml names.  Needs an account
-(`wandb login`) and `make setup EXTRAS=dashboard`; --show prints what would be sent, without either's server.
+(`wandb login`); --show prints what would be sent, and sends nothing.
 """
 
 import argparse
@@ -82,7 +82,7 @@ def main() -> None:
         import wandb_workspaces.reports.v2 as wr
         import wandb_workspaces.workspaces as ws
     except ModuleNotFoundError:
-        raise ValueError("wandb-workspaces is not installed: make setup EXTRAS=dashboard") from None
+        raise ValueError("wandb-workspaces is not installed: pip install '.[dashboard]'") from None
     import wandb
 
     table = tables.load(ROOT / "conf/table" / f"{options.table}.yaml")

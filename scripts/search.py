@@ -52,7 +52,7 @@ def main() -> None:
         from optuna.storages import JournalStorage
         from optuna.storages.journal import JournalFileBackend
     except ModuleNotFoundError:
-        raise ValueError("optuna is not installed: make setup EXTRAS=search") from None
+        raise ValueError("optuna is not installed: pip install '.[search]'") from None
 
     sweep = yaml.safe_load(options.sweep.read_text())
     words = [word for word in sweep["command"] if "=" in word]
