@@ -134,9 +134,12 @@ def test_a_truncated_picture_is_named():
         crop(whole[: len(whole) // 2], number("3.png", (1, 1, 5, 5, 1)), 64)
 
 
-def test_a_number_outside_of_its_picture_is_named():
+@pytest.mark.parametrize(
+    "left_top", [(-100, 10), (100, 10), (20, -100), (20, 100)], ids=["left", "right", "above", "below"]
+)
+def test_a_number_outside_of_its_picture_is_named(left_top):
     with pytest.raises(ValueError, match=r"puts the number of 3\.png outside of its picture \(40, 30\)"):
-        crop(png(np.zeros((30, 40, 3), np.uint8)), number("3.png", (100, 1, 5, 5, 1)), 64)
+        crop(png(np.zeros((30, 40, 3), np.uint8)), number("3.png", (*left_top, 5, 5, 1)), 64)
 
 
 # --- the store
