@@ -318,13 +318,14 @@ def forward_backward(network: nn.Module, u: Tensor, label: Tensor) -> None:
 
 def bench_cells(cells: int = 5) -> None:
     """The batch: `cells` localisation networks under vmap, all their crops through the encoder at once."""
-    encoder = OmegaConf.load(ROOT / "conf/objective/colocalisation.yaml").encoder
-    objective = Colocalisation(encoder, 1.0, "bf16", ROOT / "runs", ROOT / "data")
+    conf = {part: OmegaConf.load(ROOT / f"conf/{part}/colocalisation.yaml") for part in ("objective", "model", "schedule")}
+    objective = Colocalisation(conf["objective"].encoder, conf["objective"].margin, "bf16", ROOT / "runs", ROOT / "data")
+    model, n = conf["model"], conf["schedule"].batch_size
     batches, networks = [], []
     for digit in range(cells):
         data = CellData(ROOT / "data", digit, patches=16, images=100, box="square", seed=0)
-        batches.append(data.batch(100, Generator().manual_seed(0)))
-        networks.append(colocalisation.build(data.in_shape, 1, 100_000, stride=4, start=0.6, scale_rate=0.3))
+        batches.append(data.batch(n, Generator().manual_seed(0)))
+        networks.append(colocalisation.build(data.in_shape, 1, 100_000, model.stride, model.start, model.scale_rate))
     images, places = (torch.stack(part) for part in zip(*batches, strict=True))
     params, buffers = torch.func.stack_module_state(networks)  # type: ignore[arg-type]
 
@@ -348,7 +349,7 @@ def bench_cells(cells: int = 5) -> None:
         torch.stack([triplet_hinge(*pair, objective.margin) for pair in pairs]).sum().backward()
 
     took = side_by_side({"loop": one_after_the_other, "batch": one_batch}, min_s=1)
-    print(f"\n(g) Table 5, ms a step of {cells} cells of 100 images")
+    print(f"\n(g) Table 5, ms a step of {cells} cells of {n} images")
     print(f"    one after the other    {1e3 * took['loop']:9.1f}")
     print(f"    as one batch           {1e3 * took['batch']:9.1f} {took['loop'] / took['batch']:9.2f}x")
 
