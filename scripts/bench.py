@@ -318,12 +318,13 @@ def forward_backward(network: nn.Module, u: Tensor, label: Tensor) -> None:
 
 def bench_cells(cells: int = 5) -> None:
     """The batch: `cells` localisation networks under vmap, all their crops through the encoder at once."""
-    conf = {part: OmegaConf.load(ROOT / f"conf/{part}/colocalisation.yaml") for part in ("objective", "model", "schedule")}
-    objective = Colocalisation(conf["objective"].encoder, conf["objective"].margin, "bf16", ROOT / "runs", ROOT / "data")
-    model, n = conf["model"], conf["schedule"].batch_size
+    parts = ("objective", "model", "schedule")
+    loss, model, schedule = (OmegaConf.load(ROOT / f"conf/{part}/colocalisation.yaml") for part in parts)
+    objective = Colocalisation(loss.encoder, loss.margin, "bf16", ROOT / "runs", ROOT / "data")
+    n = schedule.batch_size
     batches, networks = [], []
     for digit in range(cells):
-        data = CellData(ROOT / "data", digit, patches=16, images=100, box="square", seed=0)
+        data = CellData(ROOT / "data", digit, patches=16, images=100, random_crops=3, box="square", seed=0)
         batches.append(data.batch(n, Generator().manual_seed(0)))
         networks.append(colocalisation.build(data.in_shape, 1, 100_000, model.stride, model.start, model.scale_rate))
     images, places = (torch.stack(part) for part in zip(*batches, strict=True))
@@ -343,7 +344,9 @@ def bench_cells(cells: int = 5) -> None:
         crops = torch.vmap(cut)(params, buffers, images).flatten(0, 1)
         with torch.autocast("cpu", torch.bfloat16):
             with torch.no_grad():
-                random = objective.encoder(random_crops(images.flatten(0, 1), places.flatten(0, 1), (28, 28)))
+                places_of_k = places.flatten(0, 1).unbind(1)
+                cut_at = (random_crops(images.flatten(0, 1), at, (28, 28)) for at in places_of_k)
+                random = torch.stack([objective.encoder(crop) for crop in cut_at], dim=1)
             encoding = objective.encoder(crops)
         pairs = zip(encoding.chunk(cells), random.chunk(cells), strict=True)
         torch.stack([triplet_hinge(*pair, objective.margin) for pair in pairs]).sum().backward()

@@ -43,8 +43,8 @@ def digits(monkeypatch):
     return pair
 
 
-def data(digit=3, patches=0, images=40, box="square", seed=0):
-    return Data("nowhere", digit, patches, images, box, seed)
+def data(digit=3, patches=0, images=40, random_crops=2, box="square", seed=0):
+    return Data("nowhere", digit, patches, images, random_crops, box, seed)
 
 
 # --- images and boxes
@@ -84,7 +84,7 @@ def test_the_images_are_drawn_once_from_the_seed(digits):
     assert torch.equal(data(box="ink").images, data(box="square").images)
 
 
-def test_a_batch_has_each_image_once_and_its_crop_s_place_from_the_generator(digits):
+def test_a_batch_has_each_image_once_and_its_crops_places_from_the_generator(digits):
     d = data()
     u, place = d.batch(40, seeded(5))
     again = d.batch(40, seeded(5))
@@ -92,9 +92,11 @@ def test_a_batch_has_each_image_once_and_its_crop_s_place_from_the_generator(dig
     assert torch.equal(place, again[1])
     assert sorted(x.sum().item() for x in u) == pytest.approx(sorted((x.float() / 255).sum().item() for x in d.images))
     places = torch.cat([d.batch(40, seeded(s))[1] for s in range(50)])
+    assert places.shape == (2000, 2, 2)  # two of each image
     assert places.abs().max() <= 1
     assert places.mean(0).abs().max() < 0.06
-    assert places.var(0) == pytest.approx([1 / 3, 1 / 3], abs=0.03)  # of U(-1, 1)
+    assert places.var(0).flatten() == pytest.approx([1 / 3] * 4, abs=0.03)  # of U(-1, 1)
+    assert np.abs(np.corrcoef(places.flatten(1).T) - np.eye(4)).max() < 0.08  # each drawn for itself
 
 
 def test_no_label_and_no_box_is_in_a_training_batch(digits):
@@ -138,6 +140,7 @@ def train(d, steps=3):
         ({"digit": -1}, r"data\.digit=-1"),
         ({"patches": -1}, r"data\.patches=-1"),
         ({"images": 1}, r"data\.images=1"),
+        ({"random_crops": 0}, r"data\.random_crops=0"),
         ({"images": 61}, r"data\.images=61: MNIST has 60 training digits of class 3"),
         ({"box": "tight"}, r"unknown data\.box='tight': choose square or ink"),
     ],
@@ -186,25 +189,27 @@ def test_no_window_leaves_the_image_whatever_the_weights():
 # --- loss and measure
 
 
-def test_the_loss_is_the_hinge_over_all_ordered_pairs():
+@pytest.mark.parametrize("k", [1, 3])
+def test_the_loss_is_the_hinge_over_all_ordered_pairs_and_their_random_crops(k):
     rng = np.random.default_rng(0)
-    crop, random = rng.normal(size=(6, 4)), rng.normal(size=(6, 4))
+    crop, random = rng.normal(size=(6, 4)), rng.normal(size=(6, k, 4))
     hinges = [
-        max(0.0, ((crop[n] - crop[m]) ** 2).sum() - ((crop[n] - random[n]) ** 2).sum() + 1.5)
+        max(0.0, ((crop[n] - crop[m]) ** 2).sum() - ((crop[n] - random[n, i]) ** 2).sum() + 1.5)
         for n, m in permutations(range(6), 2)
+        for i in range(k)
     ]
-    assert 0 < sum(h == 0 for h in hinges) < 30  # both sides of the hinge are met
+    assert 0 < sum(h == 0 for h in hinges) < 30 * k  # both sides of the hinge are met
     assert triplet_hinge(torch.tensor(crop), torch.tensor(random), 1.5).item() == pytest.approx(np.mean(hinges))
 
 
-def test_the_gradient_draws_each_crop_to_the_others_and_away_from_its_random_crop():
+def test_the_gradient_draws_each_crop_to_the_others_and_away_from_its_random_crops():
     """By hand, where every hinge is active: the mean over m != n of 2 (e_n - e_m) - 2 (e_n - e_rand), over n pairs."""
     generator = seeded()
-    crop, random = torch.randn(5, 3, generator=generator, requires_grad=True), torch.randn(5, 3, generator=generator)
+    crop, random = torch.randn(5, 3, generator=generator, requires_grad=True), torch.randn(5, 2, 3, generator=generator)
     triplet_hinge(crop, random, 1e3).backward()
     for n in range(5):
         others = (crop.sum(0) - crop[n]) / 4
-        assert torch.allclose(crop.grad[n], 2 * (random[n] - others).detach() / 5, atol=1e-5)
+        assert torch.allclose(crop.grad[n], 2 * (random[n].mean(0) - others).detach() / 5, atol=1e-5)
 
 
 def test_a_random_crop_at_a_pixel_s_place_is_that_part_of_the_image():

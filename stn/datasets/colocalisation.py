@@ -34,7 +34,7 @@ class Colocalisation:
     """`images` training digits of class `digit`, each at a uniform place of an 84 x 84 canvas, drawn once from `seed`.
 
     `patches` 6 x 6 crops of other training digits are added: none for T, 16 for TC.  `batch` gives images and where to
-    take their random crops, never a class or a box; `test_batches` the same images with their boxes, the digit's
+    take `random_crops` of each, never a class or a box; `test_batches` the same images with their boxes, the digit's
     28 x 28 square (`box` "square") or the bounding box of its ink ("ink"), which the network has not seen.
     """
 
@@ -42,10 +42,10 @@ class Colocalisation:
     made = False
     in_shape = (1, CANVAS_PX, CANVAS_PX)
 
-    def __init__(self, root: str | Path, digit: int, patches: int, images: int, box: str, seed: int):
+    def __init__(self, root: str | Path, digit: int, patches: int, images: int, random_crops: int, box: str, seed: int):
         if not isinstance(digit, int) or not 0 <= digit <= 9:
             raise ValueError(f"data.digit={digit!r} is no digit class: choose one of 0 to 9")
-        for key, value, least in (("patches", patches, 0), ("images", images, 2)):
+        for key, value, least in (("patches", patches, 0), ("images", images, 2), ("random_crops", random_crops, 1)):
             if not isinstance(value, int) or value < least:
                 raise ValueError(f"data.{key}={value!r} has to be a whole number, {least} or more")
         if box not in ("square", "ink"):
@@ -58,6 +58,7 @@ class Colocalisation:
             )
         generator = Generator().manual_seed(seed)
         index = mine[torch.randperm(len(mine), generator=generator)[:images]]
+        self.random_crops = random_crops
         clutter = Clutter(CANVAS_PX, patches)
         params = clutter.draw(images, generator, len(digits))
         self.images = clutter.compose(digits, index, params)[:, None]
@@ -67,15 +68,15 @@ class Colocalisation:
         """Move the images to `device`."""
         self.images = self.images.to(device)
 
-    def batch(self, n: int, generator: Generator) -> tuple[Float[Tensor, "b 1 s s"], Float[Tensor, "b 2"]]:
-        """n of the images, or all, and for each where its random crop lies: (x, y), uniform in [-1, 1]^2.
+    def batch(self, n: int, generator: Generator) -> tuple[Float[Tensor, "b 1 s s"], Float[Tensor, "b k 2"]]:
+        """n of the images, or all, and for each where its random crops lie: (x, y), uniform in [-1, 1]^2.
 
         -1 and 1 are the places at which a crop touches the image's left or top, and its right or bottom, edge.
         """
         if n > len(self.images):
             raise ValueError(f"schedule.batch_size={n} is more than the {len(self.images)} images of data.images")
         index = torch.randperm(len(self.images), generator=generator, device=generator.device)[:n]
-        place = 2 * torch.rand(n, 2, generator=generator, device=generator.device) - 1
+        place = 2 * torch.rand(n, self.random_crops, 2, generator=generator, device=generator.device) - 1
         return self.images[index].float() / 255, place
 
     def test_batches(self) -> Iterator[tuple[Float[Tensor, "b 1 s s"], Boxes]]:

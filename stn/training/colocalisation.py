@@ -28,7 +28,7 @@ class Colocalisation:
 
     loss = mean over n != m of max(0, |e(I_n^T) - e(I_m^T)|^2 - |e(I_n^T) - e(I_n^rand)|^2 + margin), all pairs of the
     batch; I^T is what the network cuts out of I, I^rand a crop of the same 28 x 28 px at a random place of the same
-    image.  accuracy = how many windows overlap the digit's box with IoU > 0.5.
+    image, of which the data draw one or more.  accuracy = how many windows overlap the digit's box with IoU > 0.5.
 
     `encoder` names the run whose CNN is e, below `root` or among the committed weights; its layers are scaled by the
     training digits below `data_root`.
@@ -41,13 +41,16 @@ class Colocalisation:
         digits, _ = load_digits(data_root, "train")
         self.encoder = Encoder(classifier, digits[:DIGITS, None].float() / 255)
 
-    def loss(self, network: nn.Module, batch: tuple[Tensor, Float[Tensor, "b 2"]]) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(
+        self, network: nn.Module, batch: tuple[Tensor, Float[Tensor, "b k 2"]]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         u, place = batch
         crop = network(u)
         encode = self.encoder.to(u.device)
+        size = (crop.shape[2], crop.shape[3])
         with torch.autocast(u.device.type, torch.bfloat16, enabled=self.bf16):
             with torch.no_grad():
-                random = encode(random_crops(u, place, (crop.shape[2], crop.shape[3])))
+                random = torch.stack([encode(random_crops(u, at, size)) for at in place.unbind(1)], dim=1)
             encoding = encode(crop)
         return triplet_hinge(encoding, random, self.margin), {}
 
@@ -61,16 +64,16 @@ class Colocalisation:
         return {"encoder": self.sha256}
 
 
-def triplet_hinge(crop: Float[Tensor, "b f"], random: Float[Tensor, "b f"], margin: float) -> Float[Tensor, ""]:
-    """The mean of A.2's hinge over the ordered pairs n != m of a batch, from the encodings of I^T and I^rand.
+def triplet_hinge(crop: Float[Tensor, "b f"], random: Float[Tensor, "b k f"], margin: float) -> Float[Tensor, ""]:
+    """The mean of A.2's hinge over the ordered pairs n != m of a batch and their k I^rand, from the crops' encodings.
 
-    The gradient is taken at n, with m held: a window is drawn to the others, and away from its image's random crop.
+    The gradient is taken at n, with m held: a window is drawn to the others, and away from its image's random crops.
     With m's gradient added, windows on digits are drawn to those that are still on nothing, and all end up on nothing.
     """
     held = crop.detach()
     apart = crop.square().sum(1)[:, None] + held.square().sum(1) - 2 * crop @ held.T  # |e_n - e_m|^2
-    to_random = (crop - random).square().sum(1)
-    hinge = (apart - to_random[:, None] + margin).clamp(min=0)
+    to_random = (crop[:, None] - random).square().sum(2)  # |e_n - e_n^rand|^2, (b, k)
+    hinge = (apart[:, None] - to_random[:, :, None] + margin).clamp(min=0).mean(1)
     n = len(crop)
     return (hinge.sum() - hinge.diagonal().sum()) / (n * (n - 1))
 
