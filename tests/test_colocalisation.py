@@ -212,6 +212,22 @@ def test_the_gradient_draws_each_crop_to_the_others_and_away_from_its_random_cro
         assert torch.allclose(crop.grad[n], 2 * (random[n].mean(0) - others).detach() / 5, atol=1e-5)
 
 
+def test_the_loss_compares_a_crop_with_its_image_s_random_crops_at_all_their_places():
+    network = build((1, 84, 84), 1, 100_000, 4, 1 / 3, 0.1)  # before training: 28 px in the middle
+    objective = Colocalisation.__new__(Colocalisation)
+    objective.margin, objective.bf16, objective.encoder = 1.0, False, nn.Flatten()
+    u = torch.rand(3, 1, 84, 84, generator=seeded())
+    corners = torch.tensor([[[0, 0], [56, 56]], [[7, 21], [1, 2]], [[30, 5], [40, 50]]])  # left, top; two an image
+    loss, _ = objective.loss(network, (u, corners / 28 - 1))
+    random = torch.stack(
+        [
+            torch.stack([x[0, top : top + 28, left : left + 28].flatten() for left, top in places])
+            for x, places in zip(u, corners.tolist(), strict=True)
+        ]
+    )
+    assert loss.item() == pytest.approx(triplet_hinge(u[..., 28:56, 28:56].flatten(1), random, 1.0).item(), abs=1e-3)
+
+
 def test_a_random_crop_at_a_pixel_s_place_is_that_part_of_the_image():
     u = torch.rand(3, 1, 84, 84)
     corners = torch.tensor([[0, 0], [56, 56], [7, 21]])  # left, top
