@@ -344,8 +344,7 @@ def bench_cells(cells: int = 5) -> None:
         crops = torch.vmap(cut)(params, buffers, images).flatten(0, 1)
         with torch.autocast("cpu", torch.bfloat16):
             with torch.no_grad():
-                places_of_k = places.flatten(0, 1).unbind(1)
-                cut_at = (random_crops(images.flatten(0, 1), at, (28, 28)) for at in places_of_k)
+                cut_at = (random_crops(images.flatten(0, 1), at, (28, 28)) for at in places.flatten(0, 1).unbind(1))
                 random = torch.stack([objective.encoder(crop) for crop in cut_at], dim=1)
             encoding = objective.encoder(crops)
         pairs = zip(encoding.chunk(cells), random.chunk(cells), strict=True)
