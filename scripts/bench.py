@@ -318,13 +318,13 @@ def forward_backward(network: nn.Module, u: Tensor, label: Tensor) -> None:
 
 def bench_cells(cells: int = 5) -> None:
     """The batch: `cells` localisation networks under vmap, all their crops through the encoder at once."""
-    parts = ("objective", "model", "schedule")
-    loss, model, schedule = (OmegaConf.load(ROOT / f"conf/{part}/colocalisation.yaml") for part in parts)
+    parts = ("data", "objective", "model", "schedule")
+    cell, loss, model, schedule = (OmegaConf.load(ROOT / f"conf/{part}/colocalisation.yaml") for part in parts)
     objective = Colocalisation(loss.encoder, loss.margin, "bf16", ROOT / "runs", ROOT / "data")
     n = schedule.batch_size
     batches, networks = [], []
     for digit in range(cells):
-        data = CellData(ROOT / "data", digit, patches=16, images=100, random_crops=3, box="square", seed=0)
+        data = CellData(ROOT / "data", digit, 16, cell.images, cell.random_crops, cell.box, seed=0)
         batches.append(data.batch(n, Generator().manual_seed(0)))
         networks.append(colocalisation.build(data.in_shape, 1, 100_000, model.stride, model.start, model.scale_rate))
     images, places = (torch.stack(part) for part in zip(*batches, strict=True))
