@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from stn import Affine, Projective, ThinPlateSpline
 from stn.localisation import convolutional, fully_connected
-from stn.networks.mnist import SlimConv2d, build, cnn, fcn, num_params, solve_width
+from stn.networks.mnist import SlimConv2d, build, cnn, fcn, num_params, pooled, solve_width
 
 BUDGET = 400_000  # conf/config.yaml
 FAMILIES = {
@@ -122,6 +122,15 @@ def test_the_classifier_sees_v_averaged_by_2_where_the_canvas_is_larger_than_a_d
     network(u)
     assert seen[0].shape == (2, 1, seen_px, seen_px)
     torch.testing.assert_close(seen[0], F.adaptive_avg_pool2d(u, seen_px), atol=1e-5, rtol=0)  # V = U at the start
+
+
+@pytest.mark.parametrize("family", ["FCN", "CNN"])
+@pytest.mark.parametrize("side_px", [28, 42, 60])
+def test_the_control_of_an_st_network_is_what_that_computes_while_its_transformer_does_nothing(family, side_px):
+    st, u = make(f"ST-{family}", side_px), torch.rand(4, 1, side_px, side_px)
+    control = pooled((1, side_px, side_px), 10, num_params(st.classifier), FAMILIES[family]["classifier"])
+    control.classifier.load_state_dict(st.classifier.state_dict())
+    torch.testing.assert_close(control(u), st(u), atol=1e-4, rtol=0)  # theta is the identity at the start
 
 
 @pytest.mark.parametrize("family", ["ST-FCN", "ST-CNN"])

@@ -1,5 +1,6 @@
 """The classifiers of A.4 and A.1 for MNIST, with and without spatial transformers, sized by a parameter budget."""
 
+from collections import OrderedDict
 from collections.abc import Callable
 from functools import partial
 
@@ -161,3 +162,16 @@ def build(
     network = whole(solve_width(whole, budget))
     network.register_forward_pre_hook(partial(_check_shape, in_shape))
     return network
+
+
+def pooled(in_shape: Shape, classes: int, budget: int, classifier: Callable[[Shape, int, int], nn.Module]) -> nn.Module:
+    """What an ST network of the same budget is without its transformer: the pool of A.4, then the classifier.
+
+    `build` without a localisation lets the classifier see the whole canvas instead, on RTS and TC at twice the density.
+    """
+    pool, seen = pool_of(tuple(in_shape))
+
+    def whole(width: int) -> nn.Module:
+        return nn.Sequential(OrderedDict(pool=nn.AvgPool2d(pool), classifier=classifier(seen, width, classes)))
+
+    return whole(solve_width(whole, budget))
