@@ -23,7 +23,7 @@ VOLUME_PX = 60
 LEAST_PX = 24  # with fewer voxels a side nothing is left for A.4's CNN
 AT_ONCE = 8  # volumes rendered at once: their grid stays in the cache
 TEST_VOXELS = 50 * VOLUME_PX**3  # of a test batch
-BYTES_PER_VOXEL = 40  # of a training batch, forward and backward together; measured, see docs/voxel.md
+BYTES_PER_VOXEL = 40  # of a training batch, forward and backward together; measured, see docs/3d.md
 Params = dict[str, Tensor]
 
 

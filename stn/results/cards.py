@@ -14,7 +14,7 @@ from stn.results.tables import Table
 def standing(record: Record, known: list[Table]) -> str:
     """Where the record stands in the paper's tables, with the paper's figure."""
     for table in known:
-        if tables.belongs(table, record):
+        if tables.belongs(table, record) and record["experiment"] not in table.borrowed:
             column = tables.column_of(table, record)
             figure = table.paper.get(record["experiment"], {}).get(column)
             paper = "the paper gives no figure for it" if figure is None else f"the paper's figure is {figure}"
