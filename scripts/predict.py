@@ -79,7 +79,7 @@ def show(model: recorded.Recorded, path: Path, out: Path) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="files of one digit each")
-    default = "default: the spatial transformer with the least recorded error on rts, digits 0.7 to 1.2 times their size"
+    default = "default: the transformer with the least recorded error on rts, digits of 0.7 to 1.2 times the size"
     parser.add_argument("--model", help=f"a name of runs/ or results/weights/, or how it begins ({default})")
     parser.add_argument("--out", type=Path, default=Path(), help="where the pictures go (default: here)")
     options = parser.parse_args()
