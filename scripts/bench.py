@@ -348,7 +348,7 @@ def bench_cells(cells: int = 5) -> None:
                 random = torch.stack([objective.encoder(crop) for crop in cut_at], dim=1)
             encoding = objective.encoder(crops)
         pairs = zip(encoding.chunk(cells), random.chunk(cells), strict=True)
-        torch.stack([triplet_hinge(*pair, objective.margin) for pair in pairs]).sum().backward()
+        torch.stack([triplet_hinge(*pair, objective.margin, objective.attraction) for pair in pairs]).sum().backward()
 
     took = side_by_side({"loop": one_after_the_other, "batch": one_batch}, min_s=1)
     print(f"\n(g) Table 5, ms a step of {cells} cells of {n} images")

@@ -120,7 +120,7 @@ def train(d, steps=3):
     network = build(d.in_shape, d.classes, 100_000, 4, 0.8, 0.1)
     objective = Colocalisation.__new__(Colocalisation)
     torch.manual_seed(1)
-    objective.margin, objective.bf16 = 1.0, False
+    objective.margin, objective.attraction, objective.bf16 = 1.0, 1.0, False
     objective.encoder = nn.Sequential(nn.Flatten(), nn.Linear(784, 8)).requires_grad_(False)
     schedule = Schedule(steps, 20, 0.05, OneCycle(0.3), 0.9, 0.0, 1.0, 1.0, steps)
     module = Training(network, d, objective, schedule, 0, "fp32")
@@ -189,33 +189,36 @@ def test_no_window_leaves_the_image_whatever_the_weights():
 # --- loss and measure
 
 
-@pytest.mark.parametrize("k", [1, 3])
-def test_the_loss_is_the_hinge_over_all_ordered_pairs_and_their_random_crops(k):
+@pytest.mark.parametrize(("k", "attraction"), [(1, 1.0), (3, 1.0), (3, 0.7)])
+def test_the_loss_is_the_hinge_over_all_ordered_pairs_and_their_random_crops(k, attraction):
     rng = np.random.default_rng(0)
     crop, random = rng.normal(size=(6, 4)), rng.normal(size=(6, k, 4))
     hinges = [
-        max(0.0, ((crop[n] - crop[m]) ** 2).sum() - ((crop[n] - random[n, i]) ** 2).sum() + 1.5)
+        max(0.0, attraction * ((crop[n] - crop[m]) ** 2).sum() - ((crop[n] - random[n, i]) ** 2).sum() + 1.5)
         for n, m in permutations(range(6), 2)
         for i in range(k)
     ]
     assert 0 < sum(h == 0 for h in hinges) < 30 * k  # both sides of the hinge are met
-    assert triplet_hinge(torch.tensor(crop), torch.tensor(random), 1.5).item() == pytest.approx(np.mean(hinges))
+    loss = triplet_hinge(torch.tensor(crop), torch.tensor(random), 1.5, attraction)
+    assert loss.item() == pytest.approx(np.mean(hinges))
 
 
-def test_the_gradient_draws_each_crop_to_the_others_and_away_from_its_random_crops():
-    """By hand, where every hinge is active: the mean over m != n of 2 (e_n - e_m) - 2 (e_n - e_rand), over n pairs."""
+@pytest.mark.parametrize("a", [1.0, 0.25])
+def test_the_gradient_draws_each_crop_to_the_others_and_away_from_its_random_crops(a):
+    """By hand, where every hinge is active: the mean over m of 2 a (e_n - e_m) - 2 (e_n - e_rand), over n pairs."""
     generator = seeded()
     crop, random = torch.randn(5, 3, generator=generator, requires_grad=True), torch.randn(5, 2, 3, generator=generator)
-    triplet_hinge(crop, random, 1e3).backward()
+    triplet_hinge(crop, random, 1e3, a).backward()
     for n in range(5):
         others = (crop.sum(0) - crop[n]) / 4
-        assert torch.allclose(crop.grad[n], 2 * (random[n].mean(0) - others).detach() / 5, atol=1e-5)
+        expected = 2 * a * (crop[n] - others) - 2 * (crop[n] - random[n].mean(0))
+        assert torch.allclose(crop.grad[n], expected.detach() / 5, atol=1e-5)
 
 
 def test_the_loss_compares_a_crop_with_its_image_s_random_crops_at_all_their_places():
     network = build((1, 84, 84), 1, 100_000, 4, 1 / 3, 0.1)  # before training: 28 px in the middle
     objective = Colocalisation.__new__(Colocalisation)
-    objective.margin, objective.bf16, objective.encoder = 1.0, False, nn.Flatten()
+    objective.margin, objective.attraction, objective.bf16, objective.encoder = 1.0, 0.5, False, nn.Flatten()
     u = torch.rand(3, 1, 84, 84, generator=seeded())
     corners = torch.tensor([[[0, 0], [56, 56]], [[7, 21], [1, 2]], [[30, 5], [40, 50]]])  # left, top; two an image
     loss, _ = objective.loss(network, (u, corners / 28 - 1))
@@ -225,7 +228,9 @@ def test_the_loss_compares_a_crop_with_its_image_s_random_crops_at_all_their_pla
             for x, places in zip(u, corners.tolist(), strict=True)
         ]
     )
-    assert loss.item() == pytest.approx(triplet_hinge(u[..., 28:56, 28:56].flatten(1), random, 1.0).item(), abs=1e-3)
+    assert loss.item() == pytest.approx(
+        triplet_hinge(u[..., 28:56, 28:56].flatten(1), random, 1.0, 0.5).item(), abs=1e-3
+    )
 
 
 def test_a_random_crop_at_a_pixel_s_place_is_that_part_of_the_image():

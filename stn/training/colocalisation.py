@@ -26,16 +26,23 @@ Boxes = Float[Tensor, "b 4"]  # left, top, right, bottom in px
 class Colocalisation:
     """The triplet hinge loss of A.2, with the batch's mean in place of its sum; `accuracy` in percent.
 
-    loss = mean over n != m of max(0, |e(I_n^T) - e(I_m^T)|^2 - |e(I_n^T) - e(I_n^rand)|^2 + margin), all pairs of the
+    loss = mean over n != m of max(0, a |e(I_n^T) - e(I_m^T)|^2 - |e(I_n^T) - e(I_n^rand)|^2 + margin), all pairs of the
     batch; I^T is what the network cuts out of I, I^rand a crop of the same 28 x 28 px at a random place of the same
     image, of which the data draw one or more.  accuracy = how many windows overlap the digit's box with IoU > 0.5.
+
+    a is `attraction`, 1 in A.2.  There the |e(I_n^T)|^2 of the two distances cancel, and the loss is lowest at windows
+    wider than a digit, whose crops are nearer to each other the less is to be seen in them; below 1, what is left of it
+    draws a window that has found its digit to where more of it is to be seen.
 
     `encoder` names the run whose CNN is e, below `root` or among the committed weights; its layers are scaled by the
     training digits below `data_root`.
     """
 
-    def __init__(self, encoder: str, margin: float, precision: str, root: str | Path, data_root: str | Path):
+    def __init__(
+        self, encoder: str, margin: float, attraction: float, precision: str, root: str | Path, data_root: str | Path
+    ):
         self.margin = margin
+        self.attraction = attraction
         self.bf16 = precision == "bf16"
         classifier, self.sha256 = load_encoder(encoder, Path(root))
         digits, _ = load_digits(data_root, "train")
@@ -52,7 +59,7 @@ class Colocalisation:
             with torch.no_grad():
                 random = torch.stack([encode(random_crops(u, at, size)) for at in place.unbind(1)], dim=1)
             encoding = encode(crop)
-        return triplet_hinge(encoding, random, self.margin), {}
+        return triplet_hinge(encoding, random, self.margin, self.attraction), {}
 
     def test(self, network: nn.Module, batch: tuple[Tensor, Boxes]) -> dict[str, Tensor]:
         u, box = batch
@@ -64,8 +71,12 @@ class Colocalisation:
         return {"encoder": self.sha256}
 
 
-def triplet_hinge(crop: Float[Tensor, "b f"], random: Float[Tensor, "b k f"], margin: float) -> Float[Tensor, ""]:
+def triplet_hinge(
+    crop: Float[Tensor, "b f"], random: Float[Tensor, "b k f"], margin: float, attraction: float
+) -> Float[Tensor, ""]:
     """The mean of A.2's hinge over the ordered pairs n != m of a batch and their k I^rand, from the crops' encodings.
+
+    max(0, attraction |e_n - e_m|^2 - |e_n - e_n^rand|^2 + margin)
 
     The gradient is taken at n, with m held: a window is drawn to the others, and away from its image's random crops.
     With m's gradient added, windows on digits are drawn to those that are still on nothing, and all end up on nothing.
@@ -73,7 +84,7 @@ def triplet_hinge(crop: Float[Tensor, "b f"], random: Float[Tensor, "b k f"], ma
     held = crop.detach()
     apart = crop.square().sum(1)[:, None] + held.square().sum(1) - 2 * crop @ held.T  # |e_n - e_m|^2
     to_random = (crop[:, None] - random).square().sum(2)  # |e_n - e_n^rand|^2, (b, k)
-    hinge = (apart[:, None] - to_random[:, :, None] + margin).clamp(min=0).mean(1)
+    hinge = (attraction * apart[:, None] - to_random[:, :, None] + margin).clamp(min=0).mean(1)
     n = len(crop)
     return (hinge.sum() - hinge.diagonal().sum()) / (n * (n - 1))
 
