@@ -10,7 +10,7 @@ ARGS ?=# further overrides for run.py, such as threads=1 or logger=none
 PY := .venv/bin/python
 SETUP := .venv/.ready
 
-TABLES := $(addprefix reproduce-,table1 table2 table3 table4 table5 3d uses pooled)
+TABLES := $(addprefix reproduce-,table1 table2 table3 table4 table5 3d uses pooled projection)
 
 .PHONY: help setup data data-svhn data-svhn-rendered data-cub $(TABLES) status dashboard records figures report docs bench test test-slow lint
 
@@ -61,6 +61,8 @@ reproduce-3d: data ## 3D MNIST (A.3, Figure 5), likewise; SCHEDULE is fast_3d un
 reproduce-uses: data ## theta fed forward, in series, another size, recurrent, on RTS (docs/uses.md)
 
 reproduce-pooled: data ## the pool behind the transformer with and without the transformer, on RTS and TC
+
+reproduce-projection: data ## Table 1's models on PS, where P's corners move along their diagonals
 
 $(TABLES): reproduce-%: $(SETUP)
 	@status=0; $(PY) run.py table=$* schedule=$(SCHEDULE) seed=$(SEEDS) hydra/launcher=$(LAUNCHER) $(ARGS) || status=$$?; \

@@ -21,7 +21,7 @@ from stn.transformer import trace
 ROOT = Path(__file__).parent.parent
 SIDE_PX = 84
 NAMES = {
-    "r": "R", "rts": "RTS", "p": "P", "e": "E", "tc": "TC",
+    "r": "R", "rts": "RTS", "p": "P", "ps": "PS", "e": "E", "tc": "TC",
     "mnist_st_fcn_affine": "ST-FCN Aff", "mnist_st_cnn_affine": "ST-CNN Aff", "mnist_st_cnn_tps": "ST-CNN TPS",
 }  # fmt: skip
 

@@ -98,7 +98,7 @@ def test_batches_are_fresh_and_follow_from_the_generator(made):
 
 
 def test_an_unknown_distortion_is_named_beside_the_known_ones():
-    with pytest.raises(ValueError, match=r"^unknown data\.distortion='rst': choose one of r, rts, p, e, tc$"):
+    with pytest.raises(ValueError, match=r"^unknown data\.distortion='rst': choose one of r, rts, p, ps, e, tc$"):
         MnistAddition("nowhere", "rst")
 
 

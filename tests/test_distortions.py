@@ -11,7 +11,7 @@ from scipy.ndimage import map_coordinates
 from stn import sample
 from stn.datasets.distortions import DISTORTIONS, distort
 
-GEOMETRIC = ["r", "rts", "p", "e"]
+GEOMETRIC = ["r", "rts", "p", "ps", "e"]
 N = 20_000
 # White noise up to the border: every wrong half pixel, sign or margin shows.
 NOISE = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (6, 28, 28), dtype=np.uint8))
@@ -44,6 +44,8 @@ def numbers(params):
 
 
 def quad_of(scale, corners_px):
+    if corners_px.shape == (4, 1):  # along the diagonals, outwards
+        corners_px = corners_px * [[-1, -1], [1, -1], [1, 1], [-1, 1]] / np.sqrt(2)
     return ((SQUARE - 13.5) * scale + 13.5 + corners_px).astype(np.float32)
 
 
@@ -91,19 +93,20 @@ def test_rts_is_the_affine_of_opencv_at_fractions_of_a_pixel():
         np.testing.assert_allclose(v, cv2.warpAffine(image / np.float32(255), matrix, (42, 42)), atol=CV2_ATOL)
 
 
-def test_p_is_the_perspective_of_opencv_through_the_moved_corners():
-    params = draw("p", len(NOISE))
-    for image, v, p in zip(NOISE.numpy(), warp("p", params), numbers(params), strict=True):
+@pytest.mark.parametrize("name", ["p", "ps"])
+def test_p_and_ps_are_the_perspective_of_opencv_through_the_moved_corners(name):
+    params = draw(name, len(NOISE))
+    for image, v, p in zip(NOISE.numpy(), warp(name, params), numbers(params), strict=True):
         quad = quad_of(**p)
         assert cv2.isContourConvex(quad)
         np.testing.assert_allclose(v, cv2_perspective(image / np.float32(255), quad), atol=CV2_ATOL)
 
 
 def test_p_shows_the_whole_of_a_convex_quadrilateral_though_the_canvas_centre_lies_behind_it():
-    corners_px = [[5.7, 0.5], [3.3, -1.7], [-11.4, -11.1], [-3.1, -1.0]]
+    corners_px = np.array([[5.7, 0.5], [3.3, -1.7], [-11.4, -11.1], [-3.1, -1.0]])
     quad = quad_of(0.78, corners_px)
     assert cv2.isContourConvex(quad)
-    params = {"scale": torch.tensor([0.78]).double(), "corners_px": torch.tensor([corners_px]).double()}
+    params = {"scale": torch.tensor([0.78]).double(), "corners_px": torch.tensor(corners_px)[None]}
     expected = cv2_perspective(NOISE[0].numpy() / np.float32(255), quad)
     # Far outside, beyond the horizon, OpenCV shows the square a second time: compare where it belongs.
     inside = cv2.fillConvexPoly(np.zeros((28, 28), np.uint8), np.round(quad).astype(int), 1).astype(bool)
@@ -149,6 +152,7 @@ def test_no_distortion_is_the_digit_itself():
     params = {
         "r": {"angle_deg": 0 * one, "scale": one, "shift_px": torch.zeros(len(NOISE), 2).double()},
         "p": {"scale": one, "corners_px": torch.zeros(len(NOISE), 4, 2).double()},
+        "ps": {"scale": one, "corners_px": torch.zeros(len(NOISE), 4, 1).double()},
         "e": {"scale": one, "control_px": torch.zeros(len(NOISE), 16, 2).double()},
     }
     for name in params:
@@ -216,6 +220,8 @@ def test_the_clutter_of_tc_is_never_the_digit_itself_and_any_other_one():
         ("rts", "scale", stats.uniform(0.7, 0.5)),
         ("p", "scale", stats.uniform(0.75, 0.25)),
         ("p", "corners_px", stats.norm(0, 5)),
+        ("ps", "scale", stats.uniform(0.75, 0.25)),
+        ("ps", "corners_px", stats.norm(0, 5)),
         ("e", "scale", stats.uniform(0.75, 0.25)),
         ("e", "control_px", stats.norm(0, 1.5)),
     ],
@@ -279,7 +285,7 @@ def test_float32_gives_the_image_of_float64(name):
     digits = NOISE[torch.arange(1000) % len(NOISE)]
     # A quadrilateral of P that is nearly a triangle is ill-conditioned: 2e-3 is the worst of 200,000.
     np.testing.assert_allclose(
-        warp(name, params, digits), warp(name, exact, digits), atol=1e-2 if name == "p" else 2e-5
+        warp(name, params, digits), warp(name, exact, digits), atol=1e-2 if name in ("p", "ps") else 2e-5
     )
 
 

@@ -161,6 +161,14 @@ def test_table_1_has_the_figures_of_the_paper():
     assert found == TABLE1
 
 
+def test_the_paper_s_figures_of_ps_are_those_of_its_p():
+    p, ps = (
+        yaml.safe_load((ROOT / f"conf/table/{name}.yaml").read_text())["table"] for name in ("table1", "projection")
+    )
+    assert ps["rows"] == p["rows"]
+    assert {row: paper["ps"] for row, paper in ps["paper"].items()} == {row: q["p"] for row, q in p["paper"].items()}
+
+
 def test_table_1_is_a_sweep_of_40_jobs_that_differ_and_120_with_three_seeds(compose):
     for extra, expected in (((), 40), (("seed=0,1,2",), 120)):
         _, own = compose("table=table1", "schedule=fast")

@@ -17,10 +17,11 @@ FROZEN = {  # another sha256 is another test set: records made before and after 
     "r": "80faccc02545491cb8ac7b05b31a53ce48ab4ab0bc2c9e52606b2272d5995cee",
     "rts": "4b5c24327380e699261f2bf019ca24118c9956a00142447dc5e6f5329e21229f",
     "p": "52604c9dd2d4db639b96adaf6d6430d90391410df0bda286aefd24c6a31c0178",
+    "ps": "9c01ea9d6efb578701539823817f6c8df9913407d757ed742c2c20d544f4f262",
     "e": "db28384cc67834a38283cf9098612d72afb9187d74ff1479e697fe5f05bbf973",
     "tc": "60b01e568fec0683d158fadca28c0580e107bd99b970acc6c2ead38aab4d3cbe",
 }
-SIZE_PX = {"r": 28, "rts": 42, "p": 28, "e": 28, "tc": 60}
+SIZE_PX = {"r": 28, "rts": 42, "p": 28, "ps": 28, "e": 28, "tc": 60}
 each_distortion = pytest.mark.parametrize("distortion", FROZEN)
 
 
@@ -143,5 +144,5 @@ def test_in_shape_is_the_shape_of_what_a_network_sees(distortion, made):
 
 
 def test_an_unknown_distortion_is_named_beside_the_known_ones(tmp_path):
-    with pytest.raises(ValueError, match=r"^unknown data\.distortion='rst': choose one of r, rts, p, e, tc$"):
+    with pytest.raises(ValueError, match=r"^unknown data\.distortion='rst': choose one of r, rts, p, ps, e, tc$"):
         DistortedMnist(tmp_path, "rst")

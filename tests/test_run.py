@@ -261,7 +261,7 @@ REFUSED = {
     "transform=afine": ["transform/afine", "affine", "projective", "tps"],
     "schedule=quick": ["schedule/quick", "fast", "onecycle", "onecycle_60k", "paper", "smoke"],
     "logger=tensorboard": ["logger/tensorboard", "none", "wandb"],
-    "data.distortion=rst": ["data.distortion='rst'", "r, rts, p, e, tc"],
+    "data.distortion=rst": ["data.distortion='rst'", "r, rts, p, ps, e, tc"],
     "model.kernel=lanczos": ["'lanczos'", "bilinear, nearest, bicubic"],
     "sed=3": ["sed", "seed", "budget", "schedule"],
     "schedule.stepps=3": ["schedule.stepps", "steps", "batch_size", "block_steps"],

@@ -166,6 +166,7 @@ def test_where_the_server_goes_away_in_mid_run_training_goes_on_and_one_line_say
         ("3d", ["transformer/warp"]),
         ("uses", ["transformer_maps/det"]),
         ("pooled", ["test/error"]),
+        ("projection", ["test/error"]),
     ],
 )
 def test_the_dashboard_of_a_table_shows_its_runs_and_our_figures_against_the_paper_s(

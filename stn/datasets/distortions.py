@@ -68,23 +68,28 @@ CORNERS = ((-1.0, -1.0), (1.0, -1.0), (1.0, 1.0), (-1.0, 1.0))
 
 @dataclass(frozen=True)
 class Projection:
-    """P: scale by U(*scale), then move each corner of the digit's square by N(0, corner_std_px) in x and in y."""
+    """P: scale by U(*scale), then move each corner of the digit's square by N(0, corner_std_px) in x and in y.
 
+    PS, `stretch`: by one N(0, corner_std_px) along the corner's diagonal instead, outwards where it is positive.
+    """
+
+    stretch: bool = False
     scale: tuple[float, float] = (0.75, 1.0)
     corner_std_px: float = 5.0
     canvas_px: int = DIGIT_PX
 
     def draw(self, n: int, generator: Generator, dtype: torch.dtype = torch.float32) -> Params:
-        """scale (n,), corners_px (n, 4, 2): how far each corner moves, clockwise from the top left."""
+        """scale (n,), corners_px (n, 4, 2), of PS (n, 4, 1): how far each moves, clockwise from the top left."""
         return {
             "scale": _uniform(*self.scale, (n,), generator, dtype),
-            "corners_px": _normal(self.corner_std_px, (n, 4, 2), generator, dtype),
+            "corners_px": _normal(self.corner_std_px, (n, 4, 1 if self.stretch else 2), generator, dtype),
         }
 
     def source(self, params: Params) -> Float[Tensor, "b n 2"]:
         """The homography that takes the moved corners back to the digit's."""
         corners = torch.tensor(CORNERS).to(params["scale"])
-        moved = params["scale"][:, None, None] * corners + params["corners_px"] / HALF_PX
+        move_px = params["corners_px"] * corners / 2**0.5 if self.stretch else params["corners_px"]
+        moved = params["scale"][:, None, None] * corners + move_px / HALF_PX
         forward = _square_to_quad(moved)
         # Z is 1 at the centre of the digit: it lies in front even where the moved corners are not convex any more
         h = _inverse(forward / forward[:, 2:, 2:])
@@ -194,6 +199,7 @@ DISTORTIONS: dict[str, Similarity | Projection | Elastic | Clutter] = {
     "r": Similarity(max_angle_deg=90.0),
     "rts": Similarity(max_angle_deg=45.0, scale=(0.7, 1.2), canvas_px=42),
     "p": Projection(),
+    "ps": Projection(stretch=True),
     "e": Elastic(),
     "tc": Clutter(),
 }
@@ -233,6 +239,6 @@ def frozen_params(name: str, n: int, seed: int) -> Params:
     """What a geometric distortion drew for the n digits of `frozen`."""
     generator, distortion = Generator().manual_seed(seed), DISTORTIONS[name]
     if isinstance(distortion, Clutter):
-        raise ValueError(f"distortion {name!r} has no parameters of pose: choose one of r, rts, p, e")
+        raise ValueError(f"distortion {name!r} has no parameters of pose: choose one of r, rts, p, ps, e")
     chunks = [distortion.draw(len(part), generator, torch.float64) for part in torch.arange(n).split(FROZEN_CHUNK)]
     return {key: torch.cat([chunk[key] for chunk in chunks]) for key in chunks[0]}
