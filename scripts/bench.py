@@ -320,7 +320,7 @@ def bench_cells(cells: int = 5) -> None:
     """The batch: `cells` localisation networks under vmap, all their crops through the encoder at once."""
     parts = ("data", "objective", "model", "schedule")
     cell, loss, model, schedule = (OmegaConf.load(ROOT / f"conf/{part}/colocalisation.yaml") for part in parts)
-    objective = Colocalisation(loss.encoder, loss.margin, "bf16", ROOT / "runs", ROOT / "data")
+    objective = Colocalisation(loss.encoder, loss.margin, loss.attraction, "bf16", ROOT / "runs", ROOT / "data")
     n = schedule.batch_size
     batches, networks = [], []
     for digit in range(cells):
