@@ -12,6 +12,7 @@
 import argparse
 import logging
 import os
+import runpy
 import statistics
 import time
 import warnings
@@ -50,6 +51,8 @@ from stn.training.schedule import OneCycle, Schedule
 ROOT = Path(__file__).parent.parent
 BATCH = 256
 BUDGET = 400_000
+PRECISION = runpy.run_path(str(ROOT / "run.py"))["bf16_where_fast"]()  # as the CNNs of conf/experiment
+BF16 = PRECISION == "bf16"
 
 
 def side_by_side(ways: dict[str, Callable[[], object]], rounds: int = 5, min_s: float = 0.3) -> dict[str, float]:
@@ -224,14 +227,14 @@ def bench_st_cnn() -> None:
     baseline = build(data.in_shape, 10, BUDGET, cnn).to(memory_format=torch.channels_last)
     took = side_by_side(
         {
-            "ours": training_step(ours, fresh(data), True),
+            "ours": training_step(ours, fresh(data), BF16),
             "plain": training_step(PlainStn(theirs.transformer.localisation, theirs.classifier), fresh(data), False),
-            "cnn": training_step(baseline, fresh(data), True),
+            "cnn": training_step(baseline, fresh(data), BF16),
         },
         min_s=1,
     )
     print(f"\n(c) ST-CNN Aff, 28 px, {num_params(ours):,} parameters, ms a step of {BATCH}")
-    print(f"    ours, bf16 and channels_last           {1e3 * took['ours']:9.1f}")
+    print(f"    ours, {PRECISION} and channels_last           {1e3 * took['ours']:9.1f}")
     print(f"    F.affine_grid + F.grid_sample in fp32  {1e3 * took['plain']:9.1f} {took['plain'] / took['ours']:9.1f}x")
     print(f"\n(e) the CNN of {num_params(baseline):,} parameters      {1e3 * took['cnn']:9.1f}")
     print(f"    the spatial transformer adds           {100 * (took['ours'] / took['cnn'] - 1):9.1f} %")
@@ -267,7 +270,9 @@ def conv_flops(network: nn.Module, u: Tensor) -> list[tuple[str, nn.Module, Tens
 def bench_flops() -> None:
     print("\n(d) the CNN's training step at the GEMM rate of its precision")
     print("        precision  GFLOP a step    ms   GFLOP/s   GEMM   share   forward of each layer (share of GEMM)")
-    for precision in ("bf16", "fp32"):
+    if not BF16:
+        print("    bf16 not measured: it is no faster than fp32 on this machine")
+    for precision in ("bf16", "fp32") if BF16 else ("fp32",):
         dtype = torch.bfloat16 if precision == "bf16" else torch.float32
         gemm = gemm_rate(dtype)
         for name in ("r", "rts", "tc"):
@@ -296,7 +301,7 @@ def bench_flops() -> None:
 
 
 def bench_svhn(batch: int = 4) -> None:
-    print(f"\n(f) SVHN, the networks of A.5, bf16, forward and backward, ms a step of {batch}")
+    print(f"\n(f) SVHN, the networks of A.5, {PRECISION}, forward and backward, ms a step of {batch}")
     for size_px in (64, 128):
         ways: dict[str, Callable[[], object]] = {}
         for name in ("none", "single", "multi"):
@@ -310,7 +315,7 @@ def bench_svhn(batch: int = 4) -> None:
 
 
 def forward_backward(network: nn.Module, u: Tensor, label: Tensor) -> None:
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast("cpu", torch.bfloat16, enabled=BF16):
         loss = cross_entropy(network(u).float(), label)
     network.zero_grad()
     loss.backward()
@@ -320,7 +325,7 @@ def bench_cells(cells: int = 5) -> None:
     """The batch: `cells` localisation networks under vmap, all their crops through the encoder at once."""
     parts = ("data", "objective", "model", "schedule")
     cell, terms, model, schedule = (OmegaConf.load(ROOT / f"conf/{part}/colocalisation.yaml") for part in parts)
-    objective = Colocalisation(terms.encoder, terms.margin, terms.attraction, "bf16", ROOT / "runs", ROOT / "data")
+    objective = Colocalisation(terms.encoder, terms.margin, terms.attraction, PRECISION, ROOT / "runs", ROOT / "data")
     n = schedule.batch_size
     images, random, networks = [], [], []
     for digit in range(cells):
@@ -340,7 +345,7 @@ def bench_cells(cells: int = 5) -> None:
     def one_after_the_other() -> None:
         for network, u, crops in zip(networks, images, random, strict=True):
             network.zero_grad()
-            with torch.autocast("cpu", torch.bfloat16):
+            with torch.autocast("cpu", torch.bfloat16, enabled=BF16):
                 encoding = objective.encoder(network(u))
             loss(encoding, crops).backward()
 
@@ -348,7 +353,7 @@ def bench_cells(cells: int = 5) -> None:
         for p in params.values():
             p.grad = None
         crops = torch.vmap(cut)(params, buffers, torch.stack(images)).flatten(0, 1)
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=BF16):
             encoding = objective.encoder(crops)
         torch.stack([loss(*cell) for cell in zip(encoding.chunk(cells), random, strict=True)]).sum().backward()
 

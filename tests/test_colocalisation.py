@@ -347,7 +347,7 @@ def test_a_film_of_training_has_a_frame_for_the_start_and_for_each_block(monkeyp
     runpy.run_path(str(ROOT / "run.py"))["register_resolvers"]()
     watch, data = script["train"](["experiment=coloc_t", "data.digit=8", "schedule.steps=20"], 2)
     assert sorted(watch.seen) == [0, 10, 20]
-    assert torch.allclose(watch.seen[0].theta, torch.tensor([[0.6, 0, 0]] * 2))
+    assert torch.allclose(watch.seen[0].theta, torch.tensor([[0.5, 0, 0]] * 2))
     assert not torch.allclose(watch.seen[20].theta, watch.seen[10].theta)
     row = script["boxes"](watch.seen[20], data.boxes)
     assert len(row) == 2
