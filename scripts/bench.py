@@ -43,7 +43,7 @@ from stn.localisation import convolutional
 from stn.networks import colocalisation, svhn
 from stn.networks.mnist import build, cnn, fcn, num_params
 from stn.training.classification import Classification, cross_entropy
-from stn.training.colocalisation import Colocalisation, random_crops, triplet_hinge
+from stn.training.colocalisation import Colocalisation, triplet_hinge
 from stn.training.engine import Training
 from stn.training.job import cpu_name
 from stn.training.schedule import OneCycle, Schedule
@@ -324,36 +324,38 @@ def forward_backward(network: nn.Module, u: Tensor, label: Tensor) -> None:
 def bench_cells(cells: int = 5) -> None:
     """The batch: `cells` localisation networks under vmap, all their crops through the encoder at once."""
     parts = ("data", "objective", "model", "schedule")
-    cell, loss, model, schedule = (OmegaConf.load(ROOT / f"conf/{part}/colocalisation.yaml") for part in parts)
-    objective = Colocalisation(loss.encoder, loss.margin, loss.attraction, PRECISION, ROOT / "runs", ROOT / "data")
+    cell, terms, model, schedule = (OmegaConf.load(ROOT / f"conf/{part}/colocalisation.yaml") for part in parts)
+    objective = Colocalisation(terms.encoder, terms.margin, terms.attraction, PRECISION, ROOT / "runs", ROOT / "data")
     n = schedule.batch_size
-    batches, networks = [], []
+    images, random, networks = [], [], []
     for digit in range(cells):
-        data = CellData(ROOT / "data", digit, 16, cell.images, cell.random_crops, cell.box, seed=0)
-        batches.append(data.batch(n, Generator().manual_seed(0)))
+        data = CellData(ROOT / "data", digit, 16, cell.images, cell.random_crops, cell.shift_std_px, cell.box, seed=0)
+        objective.prepare(data)
+        images.append(data.batch(n, Generator().manual_seed(0))[0])
+        random.append(objective.random)
         networks.append(colocalisation.build(data.in_shape, 1, 100_000, model.stride, model.start, model.scale_rate))
-    images, places = (torch.stack(part) for part in zip(*batches, strict=True))
     params, buffers = torch.func.stack_module_state(networks)  # type: ignore[arg-type]
 
     def cut(params: dict[str, Tensor], buffers: dict[str, Tensor], u: Tensor) -> Tensor:
         return torch.func.functional_call(networks[0], (params, buffers), (u,))
 
+    def loss(encoding: Tensor, random: Tensor) -> Tensor:
+        return triplet_hinge(encoding, random, objective.margin, objective.attraction)
+
     def one_after_the_other() -> None:
-        for network, batch in zip(networks, batches, strict=True):
+        for network, u, crops in zip(networks, images, random, strict=True):
             network.zero_grad()
-            objective.loss(network, batch)[0].backward()
+            with torch.autocast("cpu", torch.bfloat16, enabled=BF16):
+                encoding = objective.encoder(network(u))
+            loss(encoding, crops).backward()
 
     def one_batch() -> None:
         for p in params.values():
             p.grad = None
-        crops = torch.vmap(cut)(params, buffers, images).flatten(0, 1)
+        crops = torch.vmap(cut)(params, buffers, torch.stack(images)).flatten(0, 1)
         with torch.autocast("cpu", torch.bfloat16, enabled=BF16):
-            with torch.no_grad():
-                cut_at = (random_crops(images.flatten(0, 1), at, (28, 28)) for at in places.flatten(0, 1).unbind(1))
-                random = torch.stack([objective.encoder(crop) for crop in cut_at], dim=1)
             encoding = objective.encoder(crops)
-        pairs = zip(encoding.chunk(cells), random.chunk(cells), strict=True)
-        torch.stack([triplet_hinge(*pair, objective.margin, objective.attraction) for pair in pairs]).sum().backward()
+        torch.stack([loss(*cell) for cell in zip(encoding.chunk(cells), random, strict=True)]).sum().backward()
 
     took = side_by_side({"loop": one_after_the_other, "batch": one_batch}, min_s=1)
     print(f"\n(g) Table 5, ms a step of {cells} cells of {n} images")

@@ -14,10 +14,10 @@ from torch import nn
 
 from stn import draw
 from stn.datasets.colocalisation import Colocalisation as Data
-from stn.datasets.colocalisation import ink, squares
+from stn.datasets.colocalisation import ink, shifted, squares
 from stn.networks.colocalisation import build
 from stn.networks.mnist import num_params
-from stn.training.colocalisation import Colocalisation, Encoder, iou, load_encoder, random_crops, triplet_hinge, window
+from stn.training.colocalisation import Colocalisation, Encoder, iou, load_encoder, triplet_hinge, window
 from stn.training.engine import Training
 from stn.training.schedule import OneCycle, Schedule
 
@@ -43,8 +43,8 @@ def digits(monkeypatch):
     return pair
 
 
-def data(digit=3, patches=0, images=40, random_crops=2, box="square", seed=0):
-    return Data("nowhere", digit, patches, images, random_crops, box, seed)
+def data(digit=3, patches=0, images=40, random_crops=2, shift_std_px=3.0, box="square", seed=0):
+    return Data("nowhere", digit, patches, images, random_crops, shift_std_px, box, seed)
 
 
 # --- images and boxes
@@ -84,19 +84,51 @@ def test_the_images_are_drawn_once_from_the_seed(digits):
     assert torch.equal(data(box="ink").images, data(box="square").images)
 
 
-def test_a_batch_has_each_image_once_and_its_crops_places_from_the_generator(digits):
+def test_a_batch_has_all_images_in_order_shifted_afresh_by_the_generator(digits):
     d = data()
-    u, place = d.batch(40, seeded(5))
-    again = d.batch(40, seeded(5))
-    assert torch.equal(u, again[0])
-    assert torch.equal(place, again[1])
-    assert sorted(x.sum().item() for x in u) == pytest.approx(sorted((x.float() / 255).sum().item() for x in d.images))
-    places = torch.cat([d.batch(40, seeded(s))[1] for s in range(50)])
-    assert places.shape == (2000, 2, 2)  # two of each image
-    assert places.abs().max() <= 1
-    assert places.mean(0).abs().max() < 0.06
-    assert places.var(0).flatten() == pytest.approx([1 / 3] * 4, abs=0.03)  # of U(-1, 1)
-    assert np.abs(np.corrcoef(places.flatten(1).T) - np.eye(4)).max() < 0.08  # each drawn for itself
+    u, index = d.batch(40, seeded(5))
+    assert index.tolist() == list(range(40))
+    assert torch.equal(u, d.batch(40, seeded(5))[0])
+    assert torch.equal(data(shift_std_px=0.0).batch(40, seeded(5))[0], d.images.float() / 255)
+
+    def centre(images):  # of the ink
+        across = images.sum((1, 2)), images.sum((1, 3))
+        return torch.stack([(line * torch.arange(84)).sum(1) / line.sum(1) for line in across], dim=1)
+
+    far = (d.boxes.amin(1) > 15) & (d.boxes.amax(1) < 69)  # whose shift pushes nothing out of the image
+    moves = torch.cat([(centre(d.batch(40, seeded(s))[0]) - centre(d.images.float()))[far] for s in range(200)])
+    assert far.sum() > 3
+    assert (moves - moves.round()).abs().max() < 1e-3
+    assert moves.mean(0).abs().max() < 0.3
+    assert moves.std(0).tolist() == pytest.approx([3, 3], abs=0.2)
+
+
+def test_a_shift_moves_right_and_down_and_lets_black_in():
+    images = torch.randint(1, 256, (3, 1, 9, 9), dtype=torch.uint8, generator=seeded())
+    by = [(2, -1), (0, 0), (-9, 3)]
+    for image, moved, (x, y) in zip(images.numpy(), shifted(images, torch.tensor(by)).numpy(), by, strict=True):
+        expected = np.zeros((9, 9), np.uint8)
+        for row in range(9):
+            for column in range(9):
+                if 0 <= row + y < 9 and 0 <= column + x < 9:
+                    expected[row + y, column + x] = image[0, row, column]
+        assert (moved[0] == expected).all()
+
+
+def test_the_random_crops_are_windows_at_uniform_places_drawn_once(digits):
+    d = data(random_crops=50)
+    crops = list(d.crops())
+    assert len(crops) == 50
+    for k in (0, 49):
+        for image, crop, (left, top) in zip(d.images[:, 0], crops[k], d.places[:, k].tolist(), strict=True):
+            assert torch.equal(crop[0], image[top : top + 28, left : left + 28].float() / 255)
+    places = d.places.flatten(0, 1).float()
+    assert (places.min(), places.max()) == (0, 56)
+    assert places.mean(0).tolist() == pytest.approx([28, 28], abs=1.5)
+    assert places.var(0).tolist() == pytest.approx([(57**2 - 1) / 12] * 2, rel=0.08)
+    assert abs(np.corrcoef(places.T)[0, 1]) < 0.08
+    assert torch.equal(data(random_crops=50).places, d.places)
+    assert not torch.equal(data(random_crops=50, seed=1).places, d.places)
 
 
 def test_no_label_and_no_box_is_in_a_training_batch(digits):
@@ -122,11 +154,12 @@ def train(d, steps=3):
     torch.manual_seed(1)
     objective.margin, objective.attraction, objective.bf16 = 1.0, 1.0, False
     objective.encoder = nn.Sequential(nn.Flatten(), nn.Linear(784, 8)).requires_grad_(False)
-    schedule = Schedule(steps, 20, 0.05, OneCycle(0.3), 0.9, 0.0, 1.0, 1.0, steps)
+    schedule = Schedule(steps, 40, 0.05, OneCycle(0.3), 0.9, 0.0, 1.0, 1.0, steps)
     module = Training(network, d, objective, schedule, 0, "fp32")
+    objective.prepare(d)
     optimizer, generator = schedule.optimizer(network), seeded()
     for _ in range(steps):
-        loss, _ = objective.loss(module, d.batch(20, generator))
+        loss, _ = objective.loss(module, d.batch(40, generator))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -141,6 +174,7 @@ def train(d, steps=3):
         ({"patches": -1}, r"data\.patches=-1"),
         ({"images": 1}, r"data\.images=1"),
         ({"random_crops": 0}, r"data\.random_crops=0"),
+        ({"shift_std_px": -1.0}, r"data\.shift_std_px=-1"),
         ({"images": 61}, r"data\.images=61: MNIST has 60 training digits of class 3"),
         ({"box": "tight"}, r"unknown data\.box='tight': choose square or ink"),
     ],
@@ -150,9 +184,10 @@ def test_data_that_cannot_be_made_are_refused_in_one_line(digits, change, said):
         data(**change)
 
 
-def test_a_batch_larger_than_the_images_is_refused(digits):
-    with pytest.raises(ValueError, match=r"schedule\.batch_size=41 is more than the 40 images"):
-        data().batch(41, seeded())
+@pytest.mark.parametrize("n", [20, 41])
+def test_a_batch_that_is_not_all_images_is_refused(digits, n):
+    with pytest.raises(ValueError, match=rf"^schedule\.batch_size={n}: a step takes all data\.images=40"):
+        data().batch(n, seeded())
 
 
 # --- network
@@ -215,30 +250,18 @@ def test_the_gradient_draws_each_crop_to_the_others_and_away_from_its_random_cro
         assert torch.allclose(crop.grad[n], expected.detach() / 5, atol=1e-5)
 
 
-def test_the_loss_compares_a_crop_with_its_image_s_random_crops_at_all_their_places():
-    network = build((1, 84, 84), 1, 100_000, 4, 1 / 3, 0.1)  # before training: 28 px in the middle
+def test_the_loss_compares_a_crop_with_all_random_crops_of_its_own_image(digits):
+    d = data(images=40, random_crops=3, shift_std_px=0.0)
+    network = build(d.in_shape, 1, 100_000, 4, 1 / 3, 0.1)  # before training: 28 px in the middle
     objective = Colocalisation.__new__(Colocalisation)
     objective.margin, objective.attraction, objective.bf16, objective.encoder = 1.0, 0.5, False, nn.Flatten()
-    u = torch.rand(3, 1, 84, 84, generator=seeded())
-    corners = torch.tensor([[[0, 0], [56, 56]], [[7, 21], [1, 2]], [[30, 5], [40, 50]]])  # left, top; two an image
-    loss, _ = objective.loss(network, (u, corners / 28 - 1))
-    random = torch.stack(
-        [
-            torch.stack([x[0, top : top + 28, left : left + 28].flatten() for left, top in places])
-            for x, places in zip(u, corners.tolist(), strict=True)
-        ]
-    )
-    assert loss.item() == pytest.approx(
-        triplet_hinge(u[..., 28:56, 28:56].flatten(1), random, 1.0, 0.5).item(), abs=1e-3
-    )
-
-
-def test_a_random_crop_at_a_pixel_s_place_is_that_part_of_the_image():
-    u = torch.rand(3, 1, 84, 84)
-    corners = torch.tensor([[0, 0], [56, 56], [7, 21]])  # left, top
-    crops = random_crops(u, corners / 28 - 1, (28, 28))
-    for x, crop, (left, top) in zip(u, crops, corners.tolist(), strict=True):
-        assert torch.allclose(crop, x[:, top : top + 28, left : left + 28], atol=1e-4)
+    objective.prepare(d)
+    whole = d.batch(40, seeded())
+    for u, index in (whole, tuple(part[10:20] for part in whole)):  # a device's share of a batch
+        random = torch.stack([crops.flatten(1) for crops in d.crops()], dim=1)[index]
+        loss, _ = objective.loss(network, (u, index))
+        middle = u[..., 28:56, 28:56].flatten(1)
+        assert loss.item() == pytest.approx(triplet_hinge(middle, random, 1.0, 0.5).item(), rel=1e-3)
 
 
 def test_a_window_of_scale_s_covers_a_square_of_s_times_the_image():
@@ -324,7 +347,7 @@ def test_a_film_of_training_has_a_frame_for_the_start_and_for_each_block(monkeyp
     runpy.run_path(str(ROOT / "run.py"))["register_resolvers"]()
     watch, data = script["train"](["experiment=coloc_t", "data.digit=8", "schedule.steps=20"], 2)
     assert sorted(watch.seen) == [0, 10, 20]
-    assert torch.allclose(watch.seen[0].theta, torch.tensor([[0.6, 0, 0]] * 2))
+    assert torch.allclose(watch.seen[0].theta, torch.tensor([[0.5, 0, 0]] * 2))
     assert not torch.allclose(watch.seen[20].theta, watch.seen[10].theta)
     row = script["boxes"](watch.seen[20], data.boxes)
     assert len(row) == 2

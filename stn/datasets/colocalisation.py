@@ -30,24 +30,49 @@ def ink(digits: UInt8[Tensor, "b 28 28"], place: Int[Tensor, "b 2"]) -> Boxes:
     return torch.stack([left, top, right, bottom], dim=1).float() + place.repeat(1, 2)
 
 
+def shifted(images: UInt8[Tensor, "b 1 s s"], by_px: Int[Tensor, "b 2"]) -> UInt8[Tensor, "b 1 s s"]:
+    """Each image moved right and down by (x, y); what comes in is black."""
+    side = images.shape[-1]
+    from_px = torch.arange(side, device=images.device) - by_px[..., None]  # (b, 2, s)
+    inside = (from_px >= 0) & (from_px < side)
+    column, row = from_px.clamp(0, side - 1).unbind(1)
+    image = torch.arange(len(images), device=images.device)[:, None, None]
+    moved = images[image, 0, row[:, :, None], column[:, None, :]]
+    return (moved * (inside[:, 1, :, None] & inside[:, 0, None, :]))[:, None]
+
+
 class Colocalisation:
     """`images` training digits of class `digit`, each at a uniform place of an 84 x 84 canvas, drawn once from `seed`.
 
-    `patches` 6 x 6 crops of other training digits are added: none for T, 16 for TC.  `batch` gives images and where to
-    take `random_crops` of each, never a class or a box; `test_batches` the same images with their boxes, the digit's
-    28 x 28 square (`box` "square") or the bounding box of its ink ("ink"), which the network has not seen.
+    `patches` 6 x 6 crops of other training digits are added: none for T, 16 for TC.  `batch` gives the images, each
+    shifted by N(0, shift_std_px) in x and in y, and `crops` its I^rand, `random_crops` of 28 x 28 px of each image at
+    uniform places, drawn once as well; neither a class nor a box.  `test_batches` gives the images as they are with
+    their boxes, the digit's 28 x 28 square (`box` "square") or the bounding box of its ink ("ink"), which the network
+    has not seen.
     """
 
     classes = 1  # unknown, but common to all images
     made = False
     in_shape = (1, CANVAS_PX, CANVAS_PX)
 
-    def __init__(self, root: str | Path, digit: int, patches: int, images: int, random_crops: int, box: str, seed: int):
+    def __init__(
+        self,
+        root: str | Path,
+        digit: int,
+        patches: int,
+        images: int,
+        random_crops: int,
+        shift_std_px: float,
+        box: str,
+        seed: int,
+    ):
         if not isinstance(digit, int) or not 0 <= digit <= 9:
             raise ValueError(f"data.digit={digit!r} is no digit class: choose one of 0 to 9")
         for key, value, least in (("patches", patches, 0), ("images", images, 2), ("random_crops", random_crops, 1)):
             if not isinstance(value, int) or value < least:
                 raise ValueError(f"data.{key}={value!r} has to be a whole number, {least} or more")
+        if not isinstance(shift_std_px, int | float) or not 0 <= shift_std_px < CANVAS_PX:
+            raise ValueError(f"data.shift_std_px={shift_std_px!r} has to be a number of px, 0 or more")
         if box not in ("square", "ink"):
             raise ValueError(f"unknown data.box={box!r}: choose square or ink")
         digits, labels = load_digits(root, "train")
@@ -58,26 +83,34 @@ class Colocalisation:
             )
         generator = Generator().manual_seed(seed)
         index = mine[torch.randperm(len(mine), generator=generator)[:images]]
-        self.random_crops = random_crops
+        self.shift_std_px = shift_std_px
         clutter = Clutter(CANVAS_PX, patches)
         params = clutter.draw(images, generator, len(digits))
         self.images = clutter.compose(digits, index, params)[:, None]
         self.boxes = squares(params["place"]) if box == "square" else ink(digits[index], params["place"])
+        room = CANVAS_PX - DIGIT_PX + 1
+        self.places = torch.randint(room, (images, random_crops, 2), generator=generator)  # left, top in px
 
     def to(self, device: torch.device) -> None:
         """Move the images to `device`."""
         self.images = self.images.to(device)
 
-    def batch(self, n: int, generator: Generator) -> tuple[Float[Tensor, "b 1 s s"], Float[Tensor, "b k 2"]]:
-        """n of the images, or all, and for each where its random crops lie: (x, y), uniform in [-1, 1]^2.
+    def batch(self, n: int, generator: Generator) -> tuple[Float[Tensor, "b 1 s s"], Int[Tensor, " b"]]:
+        """The n images, as the loss is over all of their pairs, and their indices, 0 to n - 1."""
+        if n != len(self.images):
+            raise ValueError(
+                f"schedule.batch_size={n}: a step takes all data.images={len(self.images)}, set them alike"
+            )
+        draw = torch.randn(n, 2, generator=generator, device=generator.device)
+        return shifted(self.images, (self.shift_std_px * draw).round().long()).float() / 255, torch.arange(
+            n, device=draw.device
+        )
 
-        -1 and 1 are the places at which a crop touches the image's left or top, and its right or bottom, edge.
-        """
-        if n > len(self.images):
-            raise ValueError(f"schedule.batch_size={n} is more than the {len(self.images)} images of data.images")
-        index = torch.randperm(len(self.images), generator=generator, device=generator.device)[:n]
-        place = 2 * torch.rand(n, self.random_crops, 2, generator=generator, device=generator.device) - 1
-        return self.images[index].float() / 255, place
+    def crops(self) -> Iterator[Float[Tensor, "b 1 28 28"]]:
+        """I^rand: the first random crop of every image, then the second, and so on."""
+        windows = self.images.unfold(2, DIGIT_PX, 1).unfold(3, DIGIT_PX, 1)
+        for left, top in self.places.permute(1, 2, 0):
+            yield windows[torch.arange(len(windows)), :, top, left].float() / 255
 
     def test_batches(self) -> Iterator[tuple[Float[Tensor, "b 1 s s"], Boxes]]:
         """All images with their boxes."""

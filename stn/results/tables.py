@@ -177,12 +177,12 @@ def describe(records: list[Record], table: Table, schedule: str, budget: int | N
     else:
         sized = f"{min(params):,} to {max(params):,} trainable parameters"
     seeds = sorted({r["seed"] for r in finished})
-    steps = mine[0]["config"]["schedule"]["steps"]
+    steps = " or ".join(f"{n:,}" for n in sorted({r["steps"] for r in finished}))
     hours = sum(r["seconds"] for r in finished) / 3600
     seed, run = "seed" + "s" * (len(seeds) > 1), "run" + "s" * (len(finished) > 1)
     devices = sorted({f"{r['device']}, {r['threads']} thread{'s' if r['threads'] > 1 else ''}" for r in finished})
     return (
-        f"{made}Schedule `{schedule}`: {steps:,} steps, {sized}, "
+        f"{made}Schedule `{schedule}`: {steps} steps, {sized}, "
         f"{seed} {', '.join(map(str, seeds))}; {len(finished)} {run}, {hours:.1f} hours of training in all "
         f"on {'; '.join(devices)}."
     )

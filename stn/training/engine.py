@@ -44,7 +44,8 @@ class Objective(Protocol):
     """What is minimised and what is reported.  `network` is the module below, which adds autocast to its network.
 
     `loss` returns the loss of one training batch and, in the units of the record, what else is worth a curve; `test`
-    the metrics of one test batch, which are averaged over the test set.
+    the metrics of one test batch, which are averaged over the test set.  A `prepare(data)`, where there is one, is
+    called before the first step, with the data on their device.
     """
 
     def loss(self, network: nn.Module, batch: tuple[Tensor, Any]) -> tuple[Tensor, dict[str, Tensor]]: ...
@@ -137,6 +138,8 @@ class Training(pl.LightningModule):
 
     def on_fit_start(self) -> None:
         self.data.to(self.device)
+        if prepare := getattr(self.objective, "prepare", None):
+            prepare(self.data)
 
     def train_dataloader(self) -> DataLoader:
         return DataLoader(range(1), batch_size=None)  # type: ignore[arg-type]  # one "batch" an epoch: the block
