@@ -90,7 +90,7 @@ bench: data ## speed, each against its usual way, side by side (about five minut
 	@$(PY) scripts/bench.py
 
 test: data ## the tests (under five minutes)
-	@$(PY) -m pytest
+	@$(PY) -m pytest -n 2 --dist loadfile
 
 test-slow: data ## sweeps through every launcher for real: Ray with a killed node, submitit, a fake SLURM (minutes)
 	@$(PY) -m pytest -m slow

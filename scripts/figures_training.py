@@ -30,7 +30,7 @@ ROOT = Path(__file__).parent.parent
 FRAMES = 45
 FRAME_MS = 160
 LAST_MS = 3000
-FIGURE_4 = (0, 60, 120, 180, 300, 500, 700, 1000)  # SGD steps of the strip
+FIGURE_4 = (0, 60, 120, 180, 300, 600, 1000, 1500)  # SGD steps of the strip
 COLOCALISATION = ["experiment=coloc_tc", "data.digit=8"]
 RTS = ["experiment=mnist_st_fcn_affine", "data.distortion=rts", "schedule=fast"]
 
