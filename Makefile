@@ -53,7 +53,7 @@ reproduce-table3: ## Table 3, likewise: birds, or made ones (SCHEDULE=cub_small 
 reproduce-table4: data ## Table 4: MNIST addition, likewise (SCHEDULE=onecycle: all but the CNN stay on a plateau under fast)
 
 reproduce-table5: SCHEDULE = colocalisation
-reproduce-table5: data ## Table 5, likewise: co-localisation, 20 cells of a minute each with a schedule of its own
+reproduce-table5: data ## Table 5, likewise: co-localisation, 20 cells of one to two minutes each with a schedule of its own
 
 reproduce-3d: SCHEDULE = fast_3d
 reproduce-3d: data ## 3D MNIST (A.3, Figure 5), likewise; SCHEDULE is fast_3d unless given
