@@ -50,7 +50,7 @@ reproduce-table2: ## Table 2, likewise: SVHN, or made numbers (SCHEDULE=svhn_sma
 reproduce-table3: SCHEDULE = cub
 reproduce-table3: ## Table 3, likewise: birds, or made ones (SCHEDULE=cub_small ARGS=data.dataset=made_birds)
 
-reproduce-table4: data ## Table 4: MNIST addition, likewise (SCHEDULE=onecycle: all but the CNN stay on a plateau under fast)
+reproduce-table4: data ## Table 4: MNIST addition, likewise (SCHEDULE=onecycle: FCNs stay on a plateau under fast)
 
 reproduce-table5: SCHEDULE = colocalisation
 reproduce-table5: data ## Table 5, likewise: co-localisation, 20 cells of one to two minutes each with a schedule of its own
