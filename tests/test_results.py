@@ -221,10 +221,19 @@ def test_every_schedule_and_budget_has_its_own_table_the_longest_schedule_first(
     page = tables.markdown(TABLE, made)
     assert page.count("| FCN |") == 3
     assert "| FCN | 2.00 / 2.1 | - / 3.2 |" in page
-    assert "| CNN | - / 1.2 | - / - |" in page
     assert page.index("Schedule `long`: 900 steps, at most 1,000 trainable") < page.index("Schedule `made`: 100 steps")
     assert "seed 0; 1 run, 0.5 hours of training in all on a processor, 1 thread" in page
     assert page.endswith("- A note.")
+
+
+def test_the_page_leaves_a_row_out_under_the_schedules_that_it_was_not_run_with_and_keeps_a_failed_one():
+    page = tables.markdown(TABLE, [record(), record("mnist_cnn"), record("mnist_cnn", "e", schedule="long", steps=900)])
+    long, short = page.split("Schedule `made`")
+    assert [line for line in long.splitlines() if line.startswith(("| FCN", "| CNN"))] == [
+        "| CNN | - / 1.2 | 2.00 / - |"
+    ]
+    assert ["| FCN |" in short, "| CNN |" in short] == [True, True]
+    assert "| CNN | failed / 1.2 | - / - |" in tables.markdown(TABLE, [record(), record("mnist_cnn", error=None)])
 
 
 def test_a_table_of_which_the_paper_has_no_figures_shows_ours_alone():

@@ -195,10 +195,15 @@ def made_of(records: list[Record]) -> str:
 
 
 def markdown(table: Table, records: list[Record]) -> str:
-    """One Markdown table per kind of data, schedule and budget, each under a sentence that says what it shows."""
+    """One Markdown table per kind of data, schedule and budget, each under a sentence that says what it shows.
+
+    A row of which no cell was run under a schedule is left out there.
+    """
     parts = []
     for block, schedule, budget in blocks(table, records):
-        header, *body = grid(table, cells(table, block, schedule, budget))
+        found = cells(table, block, schedule, budget)
+        run = {cell.row for cell in found if cell.values or cell.failed}
+        header, *body = grid(table, [cell for cell in found if cell.row in run])
         lines = [header, ["---"] * len(header), *body]
         parts.append(describe(block, table, schedule, budget))
         parts.append("\n".join("| " + " | ".join(line) + " |" for line in lines))
