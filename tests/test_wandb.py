@@ -180,7 +180,7 @@ def test_the_dashboard_of_a_table_shows_its_runs_and_our_figures_against_the_pap
     group = '{"section": "run", "name": "group"}, "op": "=", "value": ' + f'"{table}"'
     assert group in json.dumps(shown["workspace"])
     assert group in json.dumps(shown["report"])
-    assert (", ours / paper" in text) == (table not in ("3d", "uses", "pooled"))  # of which the paper has no figures
+    assert (", ours / paper" in text) == (table not in ("3d", "uses"))  # of which the paper has no figures
     for key in logged:
         assert f'"{key}"' in text
     assert ('"train/error"' in text) == (table != "table5")  # which trains without labels
