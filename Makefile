@@ -89,7 +89,7 @@ docs: $(SETUP) ## the documentation as a site in site/, warnings are errors
 bench: data ## speed, each against its usual way, side by side (about five minutes)
 	@$(PY) scripts/bench.py
 
-test: data ## the tests (three minutes on two cores)
+test: data ## the tests (three to four minutes on two cores)
 	@$(PY) -m pytest -n 2 --dist loadfile
 
 test-slow: data ## sweeps through every launcher for real: Ray with a killed node, submitit, a fake SLURM (minutes)
