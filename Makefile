@@ -1,34 +1,35 @@
 # Every target sets up what it needs: a virtual environment in .venv, the pinned packages, the data in data/.
-PYTHON ?= python3
-SCHEDULE ?= fast# smoke | fast | onecycle | paper
+# Variables reach the shell as its own, "$$SCHEDULE": no quote in a value can break a recipe.
+PYTHON ?= python3# 3.10 to 3.13
+SCHEDULE ?= fast# smoke | fast | onecycle | onecycle_60k | paper, or any other of conf/schedule
 SEEDS ?= 0# such as 0,1,2
 LAUNCHER ?= basic# basic | joblib | ray_local | ray_cluster | submitit_local | slurm
-EXTRAS ?=# what a launcher or Table 3 needs: ray | submitit | birds
-TABLE ?= table1
-ARGS ?=# further overrides for run.py, such as threads=1 or logger=none
+TABLE ?= table1# of status and dashboard
+EXTRAS ?=# what setup adds for a launcher or Table 3: ray | submitit | birds
+ARGS ?=# further words for run.py, bench or figures, with blanks between them alone: ARGS="threads=1 logger=none"
+export SCHEDULE SEEDS LAUNCHER TABLE EXTRAS ARGS
 
 PY := .venv/bin/python
 SETUP := .venv/.ready
 
 TABLES := $(addprefix reproduce-,table1 table2 table3 table4 table5 3d uses pooled projection)
 
-.PHONY: help setup data data-svhn data-svhn-rendered data-cub $(TABLES) status dashboard records figures report docs bench test test-slow lint
+.PHONY: help setup data data-svhn data-svhn-rendered data-cub $(TABLES) status dashboard records figures report docs bench test test-unit test-slow lint
 
-help: ## these targets
-	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 20
-	@echo 'Variables: PYTHON=$(PYTHON) SCHEDULE=$(SCHEDULE) SEEDS=$(SEEDS) LAUNCHER=$(LAUNCHER) ARGS=$(ARGS)'
+help: ## these targets and the variables
+	@grep -hE '^[a-z0-9-]+:.*##' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 22
+	@echo 'Variables, with their defaults:'
+	@grep -hE '^[A-Z]+ [?]=' Makefile | sed -E 's/ [?]= ?/=/; s/ ?# ?/\t/' | expand -t 22
 
 $(SETUP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; (3, 10) <= v < (3, 14) or sys.exit("error: Python %d.%d does not do; make PYTHON=python3.12 takes another (3.10 to 3.13)" % v)'
 	@echo 'Set-up: the pinned packages go into .venv (PyTorch with CUDA, about 6 GB: a few minutes).'
 	$(PYTHON) -m venv .venv
-	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,docs,joblib,onnx,svhn,dashboard,search]'
+	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[experiments,dev,docs,joblib,onnx,svhn,dashboard,search]'
 	@touch $@
 
 setup: $(SETUP) ## the virtual environment .venv; EXTRAS=ray (or submitit, birds) adds what it names
-ifneq ($(EXTRAS),)
-	@$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$(EXTRAS)]'
-endif
+	@test -z "$$EXTRAS" || $(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[$$EXTRAS]"
 
 data: $(SETUP) ## fetch and check MNIST (55 MB) into data/mnist
 	@$(PY) scripts/prepare.py
@@ -36,7 +37,7 @@ data: $(SETUP) ## fetch and check MNIST (55 MB) into data/mnist
 data-svhn: $(SETUP) ## fetch SVHN (2.6 GB) and crop its numbers (64 px: 3 GB, 128 px: 12 GB) into data/svhn
 	@$(PY) scripts/prepare.py svhn
 
-data-svhn-rendered: $(SETUP) ## draw and crop 30,000 house numbers (2.5 GB, made data) into data/svhn_rendered
+data-svhn-rendered: $(SETUP) ## draw and crop 30,000 house numbers (2.5 GB, synthetic data) into data/svhn_rendered
 	@$(PY) scripts/prepare.py svhn_rendered
 
 data-cub: $(SETUP) ## fetch, check and unpack CUB-200-2011 (1.2 GB) into data/cub
@@ -45,10 +46,10 @@ data-cub: $(SETUP) ## fetch, check and unpack CUB-200-2011 (1.2 GB) into data/cu
 reproduce-table1: data ## Table 1: train what is not finished yet, then the table (SCHEDULE, SEEDS, LAUNCHER, ARGS)
 
 reproduce-table2: SCHEDULE = svhn
-reproduce-table2: ## Table 2, likewise: SVHN, or made numbers (SCHEDULE=svhn_small ARGS=data=svhn_rendered)
+reproduce-table2: ## Table 2, likewise: SVHN, or rendered numbers (SCHEDULE=svhn_small ARGS=data=svhn_rendered)
 
 reproduce-table3: SCHEDULE = cub
-reproduce-table3: ## Table 3, likewise: birds, or made ones (SCHEDULE=cub_small ARGS=data.dataset=made_birds)
+reproduce-table3: ## Table 3, likewise: birds, or synthetic ones (SCHEDULE=cub_small ARGS=data=synthetic_birds)
 
 reproduce-table4: data ## Table 4: MNIST addition, likewise (SCHEDULE=onecycle: FCNs stay on a plateau under fast)
 
@@ -60,25 +61,26 @@ reproduce-3d: data ## 3D MNIST (A.3, Figure 5), likewise; SCHEDULE is fast_3d un
 
 reproduce-uses: data ## theta fed forward, in series, another size, recurrent, on RTS (docs/uses.md)
 
-reproduce-pooled: data ## the pool behind the transformer with and without the transformer, on RTS and TC
+reproduce-pooled: data ## the pool after the transformer with and without the transformer, on RTS and TC
 
 reproduce-projection: data ## Table 1's models on PS, where P's corners move along their diagonals
 
 $(TABLES): reproduce-%: $(SETUP)
-	@status=0; $(PY) run.py table=$* schedule=$(SCHEDULE) seed=$(SEEDS) hydra/launcher=$(LAUNCHER) $(ARGS) || status=$$?; \
-	$(PY) scripts/table.py $* --schedule $(SCHEDULE) && exit $$status
+	@set -f; status=0; \
+	$(PY) run.py table=$* "schedule=$$SCHEDULE" "seed=$$SEEDS" "hydra/launcher=$$LAUNCHER" $$ARGS || status=$$?; \
+	$(PY) scripts/table.py $* --schedule "$$SCHEDULE" && exit $$status
 
 status: $(SETUP) ## cells of TABLE done, running, failed and missing, time left (SCHEDULE, SEEDS)
-	@$(PY) scripts/status.py $(TABLE) --schedule $(SCHEDULE) --seeds $(SEEDS)
+	@$(PY) scripts/status.py "$$TABLE" --schedule "$$SCHEDULE" --seeds "$$SEEDS"
 
 dashboard: $(SETUP) ## W&B workspace and report of TABLE, where an account is set up
-	@$(PY) scripts/dashboard.py $(TABLE)
+	@$(PY) scripts/dashboard.py "$$TABLE"
 
-records: $(SETUP) ## keep the records of finished runs (runs/) in git (results/records/)
+records: $(SETUP) ## keep the records of finished runs (runs/) in git (results/records.jsonl)
 	@$(PY) scripts/keep_records.py
 
-figures: data ## docs/figures: samples of the data, what recorded transformers do
-	@for script in scripts/figures*.py; do $(PY) $$script || exit; done
+figures: data ## docs/figures: samples of the data, what recorded transformers do; ARGS="figure3" draws that one
+	@set -f; $(PY) scripts/figures.py $$ARGS
 
 report: $(SETUP) ## results/report.html: every table, curve and figure on one page, from the records
 	@$(PY) scripts/report.py
@@ -86,13 +88,16 @@ report: $(SETUP) ## results/report.html: every table, curve and figure on one pa
 docs: $(SETUP) ## the documentation as a site in site/, warnings are errors
 	@NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --quiet --strict
 
-bench: data ## speed, each against its usual way, side by side (about five minutes)
-	@$(PY) scripts/bench.py
+bench: data ## speed, each against its usual way, side by side (about five minutes); ARGS="a b" runs these parts
+	@set -f; $(PY) scripts/bench.py $$ARGS
 
-test: data ## the tests (three to four minutes on two cores)
+test-unit: $(SETUP) ## the tests of the library alone: seconds, no data
+	@$(PY) -m pytest tests/unit
+
+test: data ## all tests but the slow ones (three to four minutes on two cores)
 	@$(PY) -m pytest -n 2 --dist loadfile
 
-test-slow: data ## sweeps through every launcher for real: Ray with a killed node, submitit, a fake SLURM (minutes)
+test-slow: data ## every launcher for real, every make target, every documented command (half an hour)
 	@$(PY) -m pytest -m slow
 
 lint: $(SETUP) ## format, lint, types

@@ -1,14 +1,12 @@
 """Train, test and record one experiment, or sweep over a table.
 
-python run.py experiment=mnist_st_cnn_tps data.distortion=rts seed=0
+python run.py experiment=mnist_st_cnn_tps data/distortion=rts seed=0
 python run.py table=table1 schedule=fast seed=0,1,2
 """
 
 import logging
 import os
-import re
 import sys
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -19,33 +17,11 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from stn.experiments import command, resolvers
+
 os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands errors on to us, and we say them in one line
-CONF = Path(__file__).parent / "conf"
-
-
-def bf16_where_fast() -> str:
-    """bf16 where this machine multiplies bf16 matrices faster than fp32 ones, else fp32."""
-    import torch
-
-    if torch.cuda.is_available():
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
-    return "bf16" if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported() else "fp32"
-
-
-def gpus_of_a_job() -> int:
-    """What a job of a sweep reserves for itself: one GPU where this machine has any."""
-    import torch
-
-    return int(torch.cuda.is_available())
-
-
-def register_resolvers() -> None:
-    """Make conf/'s own `${...:}` known; a launcher's worker process, which never ran this file, needs it again."""
-    for resolver in (bf16_where_fast, gpus_of_a_job):
-        OmegaConf.register_new_resolver(resolver.__name__, resolver, use_cache=True, replace=True)
-
-
-register_resolvers()
+CONF = command.ROOT / "conf"
+resolvers.register()
 
 
 def check_keys(cfg: Any, choices: dict[str, str | None]) -> None:
@@ -57,8 +33,11 @@ def check_keys(cfg: Any, choices: dict[str, str | None]) -> None:
     for group, option in choices.items():
         file = CONF / group / f"{option}.yaml"
         if group != "experiment" and file.is_file():
-            content = OmegaConf.load(file)
-            known = OmegaConf.merge(known, content if "@package _global_" in file.read_text() else {group: content})
+            content: Any = OmegaConf.load(file)
+            if "@package _global_" not in file.read_text():
+                for part in reversed(group.split("/")):
+                    content = {part: content}
+            known = OmegaConf.merge(known, content)
 
     def compare(node: Any, allowed: Any, path: str) -> None:
         if not isinstance(node, dict):
@@ -69,7 +48,9 @@ def check_keys(cfg: Any, choices: dict[str, str | None]) -> None:
                 raise ValueError(
                     f"unknown key {path}{key} in experiment={choices.get('experiment')}: valid here: {valid}"
                 )
-            if not isinstance(allowed[key], str):  # an interpolation stands for a whole group
+            if allowed[key] is not None and not isinstance(
+                allowed[key], str
+            ):  # null and an interpolation stand for any
                 compare(value, allowed[key], f"{path}{key}.")
 
     compare(OmegaConf.to_container(cfg), OmegaConf.to_container(known), "")
@@ -81,25 +62,26 @@ LAUNCHERS = {"basic": None, "joblib": "joblib", "ray": "ray", "ray_local": "ray"
 
 
 def one_line(error: BaseException) -> str:
-    """What is wrong, in one line: the cause where Hydra only wraps it, the valid keys where one is unknown."""
+    """What is wrong, in one line: the cause where Hydra only wraps it, the valid keys or names where one is unknown."""
     cause: Any = error.__cause__
-    if isinstance(error, MissingConfigException) and (missing := re.search(r"hydra/launcher/(\w+)", str(error))):
-        names = ", ".join(name for name in LAUNCHERS if name not in ("ray", "submitit_slurm"))
-        if extra := LAUNCHERS.get(missing[1]):
-            return (
-                f"hydra/launcher={missing[1]} is not installed: make setup EXTRAS={extra}, or pip install '.[{extra}]'"
-            )
-        return f"unknown hydra/launcher={missing[1]}: choose {names}"
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+        group, _, option = error.missing_cfg_file.removesuffix(".yaml").rpartition("/")
+        options = sorted(error.options or [])
+        if group == "hydra/launcher":
+            options = [name for name in LAUNCHERS if name not in ("ray", "submitit_slurm")]
+            if extra := LAUNCHERS.get(option):
+                return f"{group}={option} is not installed: make setup EXTRAS={extra}, or pip install '.[{extra}]'"
+        return f"unknown {group}={option}: choose {', '.join(options)}"
     if isinstance(error, InstantiationException) and cause is not None:
         return one_line(cause)
     unknown = isinstance(error, ConfigCompositionException) and isinstance(cause, OmegaConfBaseException)
     if unknown and cause.parent_node is not None and cause.full_key:
         return f"unknown key {cause.full_key}: valid here: {', '.join(map(str, cause.parent_node))}"
-    return " ".join(str(error).split("Config search path")[0].split())
+    return " ".join(str(error).split())
 
 
 DYING_S = 60  # a job that is run again may meet the dead node's process, which takes a while to notice
-EXPECTED = (HydraException, OmegaConfBaseException, ValueError, OSError, ArithmeticError)
+EXPECTED = (HydraException, OmegaConfBaseException, *command.EXPECTED)
 
 
 def is_bug(error: BaseException) -> bool:
@@ -111,10 +93,8 @@ def is_bug(error: BaseException) -> bool:
 @hydra.main(config_path="conf", config_name="config", version_base="1.3")
 def main(cfg: DictConfig) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    for quiet in ("hydra", "pytorch_lightning", "wandb"):
-        logging.getLogger(quiet).setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", r".*isinstance\(treespec, LeafSpec\)")  # Lightning 2.6 on PyTorch 2.15
-    register_resolvers()
+    command.quiet()
+    resolvers.register()
     hydra_config = HydraConfig.get()
     multirun = hydra_config.mode == RunMode.MULTIRUN
     try:
@@ -129,9 +109,10 @@ def main(cfg: DictConfig) -> None:
         if cfg.experiment_name is None:
             names = ", ".join(sorted(file.stem for file in (CONF / "experiment").glob("*.yaml")))
             raise ValueError(f"no experiment: python run.py experiment=NAME, with NAME one of {names}")
-        from stn.training.job import run  # what an error or --help does not need is not loaded
+        from stn.experiments.training.run import run  # what an error or --help does not need is not loaded
 
-        run(cfg, list(hydra_config.overrides.task), wait_s=DYING_S if multirun else 0)
+        config: Any = OmegaConf.to_container(cfg, resolve=True)
+        run(config, list(hydra_config.overrides.task), wait_s=DYING_S if multirun else 0)
     except EXPECTED as error:
         if is_bug(error):
             raise

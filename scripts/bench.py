@@ -10,9 +10,7 @@
 """
 
 import argparse
-import logging
 import os
-import runpy
 import statistics
 import time
 import warnings
@@ -20,7 +18,6 @@ from collections.abc import Callable, Iterator
 from contextlib import redirect_stdout
 from functools import partial
 from io import StringIO
-from pathlib import Path
 from typing import Any
 
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # it would ask a registry at import
@@ -35,24 +32,33 @@ from omegaconf import OmegaConf
 from torch import Generator, Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from stn import Affine
-from stn.datasets.colocalisation import Colocalisation as CellData
-from stn.datasets.distortions import distort
-from stn.datasets.mnist import DistortedMnist
-from stn.localisation import convolutional
-from stn.networks import colocalisation, svhn
-from stn.networks.mnist import build, cnn, fcn, num_params
-from stn.training.classification import Classification, cross_entropy
-from stn.training.colocalisation import Colocalisation, triplet_hinge
-from stn.training.engine import Training
-from stn.training.job import cpu_name
-from stn.training.schedule import OneCycle, Schedule
+from stn.experiments import build
+from stn.experiments.command import ROOT, run
+from stn.experiments.datasets.mnist import DistortedMnist
+from stn.experiments.figures import distorted_mnist
+from stn.experiments.networks.sizing import num_params
+from stn.experiments.training.classification import Classification, cross_entropy
+from stn.experiments.training.colocalisation import TripletHinge, triplet_hinge
+from stn.experiments.training.engine import Training
+from stn.experiments.training.environment import describe, fast_bf16
+from stn.experiments.training.schedule import Schedule
 
-ROOT = Path(__file__).parent.parent
-BATCH = 256
-BUDGET = 400_000
-PRECISION = runpy.run_path(str(ROOT / "run.py"))["bf16_where_fast"]()  # as the CNNs of conf/experiment
-BF16 = PRECISION == "bf16"
+CPU = torch.device("cpu")
+CONFIG = OmegaConf.load(ROOT / "conf/config.yaml")
+BATCH, BUDGET = CONFIG.schedule.batch_size, CONFIG.budget
+BF16 = fast_bf16(CPU)  # as `precision=auto` picks it for networks with convolutions
+PRECISION = "bf16" if BF16 else "fp32"
+
+
+def group(name: str, **changed: Any) -> dict[str, Any]:
+    """The values of a file of conf/, with some of them changed; without `defaults`, which Hydra alone reads."""
+    settings: Any = OmegaConf.to_container(OmegaConf.load(ROOT / f"conf/{name}.yaml"))
+    return {key: value for key, value in settings.items() if key != "defaults"} | changed
+
+
+def mnist(data: DistortedMnist, **parts: Any) -> Any:
+    """A network of Table 1 with the paper's budget."""
+    return build.network(group("model/mnist", budget=BUDGET, **parts), data.in_shape, data.classes)
 
 
 def side_by_side(ways: dict[str, Callable[[], object]], rounds: int = 5, min_s: float = 0.3) -> dict[str, float]:
@@ -94,7 +100,7 @@ def one_by_one(pipeline: A.Compose, images: list[np.ndarray]) -> np.ndarray:
 
 
 def bench_distortions() -> None:
-    digits = DistortedMnist(ROOT / "data", "r").digits
+    digits = distorted_mnist("r").digits
     index = torch.arange(BATCH)
     images = [image.numpy()[:, :, None] for image in digits[:BATCH]]
     generator = Generator().manual_seed(0)
@@ -103,7 +109,8 @@ def bench_distortions() -> None:
     torch.set_num_threads(1)
     print("\n(a) distortions, one thread            images/s    albumentations   ratio")
     for name in ("r", "rts", "p", "e", "tc"):
-        ways: dict[str, Callable[[], object]] = {"ours": partial(distort, name, digits, index, generator)}
+        distortion = distorted_mnist(name).distortion
+        ways: dict[str, Callable[[], object]] = {"ours": partial(distortion.apply, digits, index, generator)}
         if name != "tc":  # albumentations has nothing like clutter
             ways["theirs"] = partial(one_by_one, albumentations_pipeline(name), images)
         took = side_by_side(ways)
@@ -151,12 +158,15 @@ def trainer(epochs: int, **kwargs) -> pl.Trainer:
 
 
 def bench_engine(steps: int = 200) -> None:
-    data = DistortedMnist(ROOT / "data", "r")
+    data = distorted_mnist("r")
     plain = TensorDataset(data.digits[:, None].float() / 255, data.labels)  # no distortion at all: an upper bound
-    schedule = Schedule(steps, BATCH, 0.01, OneCycle(0.3), 0.9, 0.0, 1.0, None, 100)
+    schedule = Schedule(
+        steps, BATCH, CONFIG.schedule.block_steps, group("optimizer/sgd", lr=0.01),
+        group("schedule/onecycle")["schedule"]["lr_scheduler"], bound={"all": 1.0},
+    )  # fmt: skip
 
     def network() -> nn.Module:
-        return build(data.in_shape, 10, BUDGET, fcn)
+        return mnist(data, classifier="fcn")
 
     def usual(dataset) -> Callable[[], object]:
         loader = DataLoader(dataset, batch_size=BATCH, shuffle=True)  # 235 batches an epoch: more than `steps`
@@ -219,12 +229,12 @@ def fresh(data: DistortedMnist) -> Iterator[tuple[Tensor, Tensor]]:
 
 
 def bench_st_cnn() -> None:
-    data = DistortedMnist(ROOT / "data", "r")
-    ours = build(data.in_shape, 10, BUDGET, cnn, convolutional, Affine()).to(memory_format=torch.channels_last)
-    theirs: Any = build(data.in_shape, 10, BUDGET, cnn, convolutional, Affine())
+    data = distorted_mnist("r")
+    st_cnn = {"classifier": "cnn", "localisation": "convolutional", "transform": "affine"}
+    ours, theirs = mnist(data, **st_cnn).to(memory_format=torch.channels_last), mnist(data, **st_cnn)
     first = theirs.classifier[0][0]
     first.forward = partial(nn.Conv2d.forward, first)  # without our faster gradient
-    baseline = build(data.in_shape, 10, BUDGET, cnn).to(memory_format=torch.channels_last)
+    baseline = mnist(data, classifier="cnn").to(memory_format=torch.channels_last)
     took = side_by_side(
         {
             "ours": training_step(ours, fresh(data), BF16),
@@ -276,8 +286,8 @@ def bench_flops() -> None:
         dtype = torch.bfloat16 if precision == "bf16" else torch.float32
         gemm = gemm_rate(dtype)
         for name in ("r", "rts", "tc"):
-            data = DistortedMnist(ROOT / "data", name)
-            network = build(data.in_shape, 10, BUDGET, cnn).to(memory_format=torch.channels_last)
+            data = distorted_mnist(name)
+            network = mnist(data, classifier="cnn").to(memory_format=torch.channels_last)
             u, label = next(fresh(data))
             layers = conv_flops(network, u)
             # forward, gradient of the weights, and gradient of the input but for the first layer
@@ -305,7 +315,8 @@ def bench_svhn(batch: int = 4) -> None:
     for size_px in (64, 128):
         ways: dict[str, Callable[[], object]] = {}
         for name in ("none", "single", "multi"):
-            network = svhn.build((3, size_px, size_px), 11, transformers=name, transform=Affine())
+            config = group("model/svhn", transformers=name, width=CONFIG.width, dropout=CONFIG.dropout)
+            network = build.network(config, (3, size_px, size_px), 11)
             network = network.to(memory_format=torch.channels_last)
             u = torch.rand(batch, 3, size_px, size_px).to(memory_format=torch.channels_last)
             ways[name] = partial(forward_backward, network, u, torch.randint(0, 11, (batch, 5)))
@@ -323,17 +334,16 @@ def forward_backward(network: nn.Module, u: Tensor, label: Tensor) -> None:
 
 def bench_cells(cells: int = 5) -> None:
     """The batch: `cells` localisation networks under vmap, all their crops through the encoder at once."""
-    parts = ("data", "objective", "model", "schedule")
-    cell, terms, model, schedule = (OmegaConf.load(ROOT / f"conf/{part}/colocalisation.yaml") for part in parts)
-    objective = Colocalisation(terms.encoder, terms.margin, terms.attraction, PRECISION, ROOT / "runs", ROOT / "data")
-    n = schedule.batch_size
+    where = {"precision": PRECISION, "runs": ROOT / "runs", "data_root": ROOT / "data"}
+    objective: TripletHinge = build.objective(group("objective/colocalisation"), **where)
+    n = group("schedule/colocalisation")["schedule"]["batch_size"]
     images, random, networks = [], [], []
     for digit in range(cells):
-        data = CellData(ROOT / "data", digit, 16, cell.images, cell.random_crops, cell.shift_std_px, cell.box, seed=0)
+        data = build.data_set(group("data/colocalisation", digit=digit, patches=16, seed=0), ROOT / "data")
         objective.prepare(data)
         images.append(data.batch(n, Generator().manual_seed(0))[0])
         random.append(objective.random)
-        networks.append(colocalisation.build(data.in_shape, 1, 100_000, model.stride, model.start, model.scale_rate))
+        networks.append(build.network(group("model/colocalisation", budget=100_000), data.in_shape, data.classes))
     params, buffers = torch.func.stack_module_state(networks)  # type: ignore[arg-type]
 
     def cut(params: dict[str, Tensor], buffers: dict[str, Tensor], u: Tensor) -> Tensor:
@@ -375,14 +385,18 @@ PARTS = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", choices=list(PARTS), help="which (default: all; c shows e as well)")
+    parser.add_argument(
+        "parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)} (default: all; c shows e, too)"
+    )
     options = parser.parse_args()
-    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", module="pytorch_lightning")
-    print(f"{cpu_name()}, {torch.get_num_threads()} threads, PyTorch {torch.__version__}; about five minutes")
+    if unknown := [part for part in options.parts if part not in PARTS]:  # choices= refuses none at all before 3.12
+        raise ValueError(f"unknown part {unknown[0]!r}: choose among {', '.join(PARTS)}")
+    warnings.filterwarnings("ignore", module="pytorch_lightning")  # of the usual way, which a tutorial leaves alone
+    machine = describe(CPU)
+    print(f"{machine['device']}, {machine['threads']} threads, PyTorch {torch.__version__}; about five minutes")
     for part in options.parts or PARTS:
         PARTS[part]()
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

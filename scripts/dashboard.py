@@ -7,15 +7,14 @@ Makes both anew from conf/table and the records, in the project that conf/logger
 import argparse
 import json
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from stn.results import records, tables
+from stn.experiments.command import ROOT, run, runs_folder
+from stn.experiments.results import records, tables
 
-ROOT = Path(__file__).parent.parent
 CURVES = {"Loss": "train/loss", "Error on training batches, %": "train/error", "Learning rate": "lr"}
 HEALTH = {"Determinant": "det", "Share outside of the image": "out_of_image", "|theta - identity|": "theta_distance"}
 OF_SEVERAL = ["windows", "composed/box"]  # pictures of transformers side by side, and in series
@@ -28,7 +27,7 @@ def panels(table: tables.Table, found: list[records.Record], wr: Any) -> dict[st
         return [wr.LinePlot(title=title, x="trainer/global_step", y=[key], groupby="experiment_name")
                 for title, key in names.items() if key in logged]  # fmt: skip
 
-    logged = {key for r in found if tables.belongs(table, r) for entry in r["curve"][-1:] for key in entry}
+    logged = {key for r in found if tables.belongs(table, r) for entry in r.get("curve", [])[-1:] for key in entry}
     transformers = sorted(key.removesuffix("/det") for key in logged if key.endswith("/det"))
     health = {f"{title}, {name}": f"{name}/{key}" for name in transformers for title, key in HEALTH.items()}
     pictures = [f"{name}/warp" for name in transformers]
@@ -74,7 +73,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("table", choices=sorted(path.stem for path in (ROOT / "conf/table").glob("*.yaml")))
     parser.add_argument("--entity", help="team or user (default: that of your account)")
-    parser.add_argument("--runs", type=Path, default=ROOT / "runs", help="where your own runs are (default: runs)")
+    parser.add_argument("--runs", type=Path, help="where your own runs are (default: runs)")
     parser.add_argument("--show", action="store_true", help="print what would be sent, as JSON, and send nothing")
     options = parser.parse_args()
     os.environ.setdefault("WANDB_SILENT", "true")
@@ -86,7 +85,7 @@ def main() -> None:
     import wandb
 
     table = tables.load(ROOT / "conf/table" / f"{options.table}.yaml")
-    found = records.read_all(options.runs, ROOT / "results/records")
+    found = records.read_all(runs_folder(options.runs), ROOT / "results", curves=True)
     project = yaml.safe_load((ROOT / "conf/logger/wandb.yaml").read_text())["project"]
     if options.show:
         entity = options.entity or "your-entity"
@@ -106,7 +105,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+    run(main)

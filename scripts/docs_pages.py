@@ -1,18 +1,16 @@
 """What `mkdocs build` asks for beside the pages: lists made from conf/ and docs/figures, and the report."""
 
-from pathlib import Path
 from typing import Any
 
 from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
 
-from stn.results import records, report, tables
-
-ROOT = Path(__file__).parent.parent
+from stn.experiments.command import ROOT
+from stn.experiments.results import records, report, tables
 
 
 def experiments() -> str:
-    """Every table with its command, and every row of it with the head comment of its file."""
+    """Every table with its command, and every row of it with its file."""
     parts = []
     for path in sorted((ROOT / "conf/table").glob("*.yaml")):
         table = tables.load(path)
@@ -20,8 +18,8 @@ def experiments() -> str:
         for name, row in table.rows.items():
             file = ROOT / "conf/experiment" / f"{name}.yaml"
             if file.exists():
-                lines = [line for line in file.read_text().splitlines() if line.startswith("# ")]
-                parts.append(f"**{row}**\n\n```text\n" + "\n".join(line[2:] for line in lines[1:]) + "\n```\n")
+                text = file.read_text().replace("# @package _global_\n", "").strip()
+                parts.append(f"**{row}**\n\n```yaml\n{text}\n```\n")
     return "\n".join(parts)
 
 
@@ -41,7 +39,7 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
 def on_files(files: Files, config: Any) -> Files:
     known = [tables.load(path) for path in sorted((ROOT / "conf/table").glob("*.yaml"))]
     try:
-        found = records.read_all(ROOT / "results/records")
+        found = records.read_kept(ROOT / "results", curves=True)
         page = report.page(found, known, ROOT / "docs/figures", ROOT / "results/not_run.yaml", [])
     except ValueError as error:
         raise PluginError(str(error)) from None

@@ -1,130 +1,84 @@
-"""Draw the figures of README and docs into docs/figures.
+"""Draw the figures of README and docs into docs/figures: all of them, or those that are named.
 
-distortions.png needs the data alone, the others trained networks: runs of your own below runs/, or results/weights.
+Most show trained networks: the longest-trained of your own runs below runs/ and of results/weights.  Figure 4 and the
+films train two networks anew, which takes two minutes.
 """
 
 import argparse
-import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
-import torch
 from PIL import Image
-from torch import Generator, Tensor, nn
 
-from stn import draw, regular_grid
-from stn.datasets.distortions import DISTORTIONS
-from stn.datasets.mnist import DistortedMnist
-from stn.recorded import longest
-from stn.training.job import rebuild
-from stn.transformer import trace
+from stn.experiments.command import ROOT, run, runs_folder
+from stn.experiments.figures import Untrained, addition, birds, digits, films, house_numbers, uses, voxel
 
-ROOT = Path(__file__).parent.parent
-SIDE_PX = 84
-NAMES = {
-    "r": "R", "rts": "RTS", "p": "P", "ps": "PS", "e": "E", "tc": "TC",
-    "mnist_st_fcn_affine": "ST-FCN Aff", "mnist_st_cnn_affine": "ST-CNN Aff", "mnist_st_cnn_tps": "ST-CNN TPS",
-}  # fmt: skip
-
-
-def distortions(columns: int = 11) -> Image.Image:
-    """A row of training examples for every distortion, each at its own canvas size."""
-    rows = []
-    for name in DISTORTIONS:
-        u, _ = DistortedMnist(ROOT / "data", name).batch(columns, Generator().manual_seed(1))
-        rows.append([draw.tile(image, SIDE_PX) for image in u])
-    sheet = draw.stack(rows)
-    return draw.label(sheet, [f"{NAMES[name]}, {d.canvas_px} px" for name, d in DISTORTIONS.items()])
-
-
-def figure3() -> Image.Image:
-    """Figure 3: the regular grid, and the grid of an affine transform, on an input and what they sample."""
-    from stn import Affine, sample
-
-    data = DistortedMnist(ROOT / "data", "rts")
-    u, _ = data.batch(4, Generator().manual_seed(3))
-    u = u[3:]
-    target = regular_grid((42, 42))
-    rows = []
-    for theta in (Affine.identity, (0.6, 0.25, 0.1, -0.25, 0.6, -0.05)):
-        source = Affine()(torch.tensor([theta]), target)
-        v = sample(u, source, (42, 42))
-        rows.append([draw.grid_tile(u[0], source[0], (42, 42), 2 * SIDE_PX), draw.tile(v[0], 2 * SIDE_PX)])
-    return draw.stack([rows[0] + rows[1]])
+Drawn = Image.Image | list[Image.Image]  # a picture, or the frames of a film
+FRAME_MS, LAST_MS = 160, 3000
+FIGURES: dict[str, Callable[[Path], Drawn]] = {
+    "distortions": digits.distortions,
+    "figure1_rts": partial(digits.first_images, experiment="mnist_st_cnn_tps", distortion="rts"),
+    "figure1_tc": partial(digits.first_images, experiment="mnist_st_cnn_affine", distortion="tc"),
+    "figure3": digits.by_hand,
+    "figure4": films.figure4,
+    "figure4_film": films.figure4_film,
+    "figure5": voxel.figure5,
+    "table1_right_r": partial(digits.won, experiment="mnist_st_cnn_affine", distortion="r"),
+    "table1_right_rts": partial(digits.won, experiment="mnist_st_cnn_tps", distortion="rts"),
+    "table1_right_e": partial(digits.won, experiment="mnist_st_cnn_tps", distortion="e"),
+    "training_rts": films.training_rts,
+    "aliasing": uses.aliasing,
+    "recurrent": uses.recurrent,
+}
+for size_px in (64, 128):
+    for name, data in (("svhn", "svhn"), ("rendered", "svhn_rendered")):
+        FIGURES[f"table2_right_{name}_{size_px}px"] = partial(house_numbers.boxes, data=data, size_px=size_px)
+for experiment in ("cub_2st_448", "cub_4st_448"):
+    for end, data in (("", "cub"), ("_synthetic", "synthetic_birds")):
+        FIGURES[f"table3_right_{experiment}{end}"] = partial(birds.windows, experiment=experiment, data=data)
+for transform in ("affine", "projective", "tps"):
+    experiment = f"addition_2xst_fcn_{transform}"
+    FIGURES[f"table4_right_{experiment}"] = partial(addition.parallel, experiment=experiment)
 
 
-def find(folder: Path, experiment: str, distortion: str) -> tuple[nn.Module, DistortedMnist] | None:
-    """The longest-trained network of an experiment on a distortion, with its data."""
-    found = longest(experiment, ROOT, folder, distortion=distortion)
-    if found is None:
-        print(f"no trained {experiment} on {distortion}: run it, or `make reproduce-table1`")
-        return None
-    return rebuild(*found, ROOT / "data")
-
-
-def predictions(network: nn.Module, data: DistortedMnist) -> Tensor:
-    images = data.test.tensors[0]
-    with torch.no_grad():
-        return torch.cat([network(part.float() / 255).argmax(1) for part in images.split(1000)])
-
-
-def warp_rows(network: nn.Module, data: DistortedMnist, index: Tensor, baseline: Tensor | None = None) -> Image.Image:
-    """Figure 1 and Table 1 right: input, predicted grid, output, and the classes predicted below."""
-    u = data.test.tensors[0][index].float() / 255
-    (warp,) = trace(network, u)
-    size = (warp.v.shape[2], warp.v.shape[3])
-    said = predictions(network, data)
-    truth = data.test.tensors[1]
-    bottom = []
-    for i, v in zip(index.tolist(), warp.v, strict=True):
-        text = f"{said[i]}" if baseline is None else f"{said[i]}, not {baseline[i]}"
-        bottom.append(draw.caption(draw.tile(v, SIDE_PX), text, "black" if said[i] == truth[i] else "red"))
-    top = draw.stack([
-        [draw.tile(x, SIDE_PX) for x in u],
-        [draw.grid_tile(x, s, size, SIDE_PX) for x, s in zip(u, warp.source, strict=True)],
-    ])  # fmt: skip
-    return draw.below(top, draw.stack([bottom]))
-
-
-def figure1(folder: Path, experiment: str, distortion: str, columns: int = 10) -> Image.Image | None:
-    """(a) input, (b) predicted grid, (c) output, (d) prediction, for the first test images."""
-    found = find(folder, experiment, distortion)
-    return None if found is None else warp_rows(*found, torch.arange(columns))
-
-
-def table1_right(folder: Path, experiment: str, distortion: str, columns: int = 10) -> Image.Image | None:
-    """Test images that the CNN gets wrong and the ST-CNN right."""
-    st, plain = find(folder, experiment, distortion), find(folder, "mnist_cnn", distortion)
-    if st is None or plain is None:
-        return None
-    truth = st[1].test.tensors[1]
-    baseline = predictions(*plain)
-    won = ((predictions(*st) == truth) & (baseline != truth)).nonzero().flatten()
-    return warp_rows(*st, won[:columns], baseline)
+def save(drawn: Drawn, path: Path) -> Path:
+    """Write a picture as PNG, a film as GIF; returns the file."""
+    if isinstance(drawn, Image.Image):
+        path = path.with_suffix(".png")
+        drawn.save(path, optimize=True)
+        return path
+    path = path.with_suffix(".gif")
+    first, *others = [frame.quantize(64, dither=Image.Dither.NONE) for frame in drawn]
+    times = [FRAME_MS] * len(others) + [LAST_MS]
+    first.save(path, save_all=True, append_images=others, duration=times, loop=0, optimize=True)
+    return path
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=Path, default=ROOT / "runs", help="where your own runs are (default: runs)")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="such as figure3 (default: all)")
+    parser.add_argument("--list", action="store_true", help="print the names, and that is all")
+    parser.add_argument("--runs", type=Path, help="where your own runs are (default: runs)")
     parser.add_argument("--out", type=Path, default=ROOT / "docs/figures", help="default: docs/figures")
     options = parser.parse_args()
+    runs = runs_folder(options.runs)
+    if options.list:
+        print("\n".join(FIGURES))
+        return
+    if unknown := [name for name in options.names if name not in FIGURES]:
+        raise ValueError(f"unknown figure {unknown[0]!r}: choose among {', '.join(FIGURES)}")
     options.out.mkdir(parents=True, exist_ok=True)
-    pictures = {
-        "distortions": distortions(),
-        "figure3": figure3(),
-        "figure1_rts": figure1(options.runs, "mnist_st_cnn_tps", "rts"),
-        "figure1_tc": figure1(options.runs, "mnist_st_cnn_affine", "tc"),
-        "table1_right_r": table1_right(options.runs, "mnist_st_cnn_affine", "r"),
-        "table1_right_rts": table1_right(options.runs, "mnist_st_cnn_tps", "rts"),
-        "table1_right_e": table1_right(options.runs, "mnist_st_cnn_tps", "e"),
-    }
-    for name, picture in pictures.items():
-        if picture is not None:
-            picture.save(options.out / f"{name}.png", optimize=True)
-            print(f"written: {options.out / name}.png")
+    for name in options.names or FIGURES:
+        try:
+            drawn = FIGURES[name](runs)
+        except Untrained as error:
+            if options.names:
+                raise
+            print(f"left out: {name}: {error}")
+            continue
+        print(f"written: {save(drawn, options.out / name)}", flush=True)
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+    run(main)

@@ -1,51 +1,50 @@
-"""Copy the records of finished runs from runs/ to results/records/, where git keeps them; renew tables and model cards.
+"""Keep the records of finished runs in git: new lines in results/, then tables, pages and model card anew.
 
-A record that is there already stays.  The tables in results/ and in the pages that show them (README and docs/), and
-the cards of results/weights/, are made from results/records/ alone.
+A record that is there already stays as it is; smoke runs are never kept.  The tables in results/, README and docs/ and
+the model card results/weights/README.md are made from the kept records alone; only files that change are written.
 """
 
 import argparse
-import shutil
-import sys
 from pathlib import Path
 
-from stn.results import cards, records, tables
-
-ROOT = Path(__file__).parent.parent
+from stn.experiments.command import ROOT, run, runs_folder
+from stn.experiments.results import cards, records, tables, weights
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=Path, default=ROOT / "runs", help="where the runs are (default: runs)")
-    parser.add_argument("--weights", metavar="GLOB", help="keep the weights of the runs whose names match, too")
+    parser.add_argument("--runs", type=Path, help="where the runs are (default: runs)")
+    parser.add_argument("--weights", metavar="GLOB", help="keep the weights of the runs whose ids match, too")
     options = parser.parse_args()
-    kept, weights = ROOT / "results/records", ROOT / "results/weights"
-    kept.mkdir(parents=True, exist_ok=True)
-    weights.mkdir(exist_ok=True)
-    new = 0
-    for result in sorted(options.runs.rglob("result.json")):
-        target = kept / f"{result.parent.name}.json"
-        record = records.read(result)
-        if record["status"] == "finished" and not target.exists():
-            records.write(target, record)
-            new += 1
-        if options.weights and result.parent.match(options.weights) and record["status"] == "finished":
-            shutil.copyfile(result.parent / "weights.pt", weights / f"{result.parent.name}.pt")
-    print(f"{new} new records in {kept}")
+    results = ROOT / "results"
+    runs = runs_folder(options.runs)
+    own = [record for record in records.read_runs(runs) if record["status"] == "finished"]
+    new = records.keep(own, results)
+    print(f"{len(new)} new records in {results / 'records.jsonl'}")
+    if options.weights:
+        chosen = [path for path in sorted(runs.rglob("weights.safetensors")) if path.parent.match(options.weights)]
+        for path in chosen:
+            if path.parent.name in {record["id"] for record in own}:
+                weights.keep(path, path.parent.name, results / "weights")
+                print(f"kept: {path}")
+    known = [tables.load(file) for file in sorted((ROOT / "conf/table").glob("*.yaml"))]
+    found = records.read_kept(results)
     pages = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-    known, found = [tables.load(file) for file in sorted((ROOT / "conf/table").glob("*.yaml"))], records.read_all(kept)
+    written = []
     for table in known:
-        tables.write(ROOT / "results", table, found)
-        for page in pages:
-            page.write_text(tables.into_page(page.read_text(), table, found))
-        print(f"written: results/{table.name}.md, results/{table.name}.csv, and into the pages that show it")
-    for file in sorted(weights.glob("*.pt")):
-        file.with_suffix(".md").write_text(cards.card(records.read(kept / f"{file.stem}.json"), file, known))
-        print(f"written: results/weights/{file.stem}.md")
+        written += tables.write(results, table, found)
+    for page in pages:
+        text = page.read_text()
+        for table in known:
+            text = tables.into_page(text, table, found)
+        written += [page] if records.replace(page, text) else []
+    listed = weights.index(results / "weights")
+    card = results / "weights/README.md"
+    if listed and records.replace(card, cards.page([r for r in found if r["id"] in listed], known)):
+        written.append(card)
+    for path in written:
+        print(f"written: {path.relative_to(ROOT)}")
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+    run(main)

@@ -16,9 +16,10 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from stn import draw, recorded, trace
+from stn import trace
+from stn.experiments import draw, zoo
+from stn.experiments.command import ROOT, run
 
-ROOT = Path(__file__).parent.parent
 SIDE_PX = 252
 
 
@@ -51,8 +52,8 @@ def fit(image: Image.Image, side_px: int) -> tuple[Tensor, str]:
     return torch.from_numpy(np.array(canvas)).float()[None] / 255, "; ".join(done)
 
 
-def show(model: recorded.Recorded, path: Path, out: Path) -> str:
-    """Write the picture of one image file; return what to say of it."""
+def show(model: zoo.Recorded, path: Path, target: Path) -> str:
+    """Write the picture of one image file to `target`; return one line about it."""
     try:
         with Image.open(path) as image:
             u, done = fit(image, model.in_shape[1])
@@ -65,37 +66,49 @@ def show(model: recorded.Recorded, path: Path, out: Path) -> str:
     with torch.no_grad():
         share = model.network(u[None]).softmax(1)[0]
     first, second = share.topk(2).indices.tolist()
-    said = f"{first} ({100 * share[first]:.0f} %)"
+    predicted = f"{first} ({100 * share[first]:.0f} %)"
     tiles = [draw.caption(draw.tile(u, SIDE_PX), "input")]
     for warp in warps:
         size = (warp.v.shape[2], warp.v.shape[3])
         tiles.append(draw.caption(draw.grid_tile(warp.u[0], warp.source[0], size, SIDE_PX), "grid"))
-        tiles.append(draw.caption(draw.tile(warp.v[0], SIDE_PX), f"output: {said}"))
-    target = out / f"{path.stem}-stn.png"
+        tiles.append(draw.caption(draw.tile(warp.v[0], SIDE_PX), f"output: {predicted}"))
     draw.stack([tiles]).save(target)
-    return f"{path}: {said}, then {second} ({100 * share[second]:.0f} %); {done}; {target}"
+    return f"{path}: {predicted}, then {second} ({100 * share[second]:.0f} %); {done}; {target}"
+
+
+def chosen(name: str | None) -> zoo.Recorded:
+    """The network of that name, or the best on RTS.  Raises ValueError where it is no transformer of single digits."""
+    model = zoo.load(name or zoo.best_transformer("rts", ROOT), ROOT)
+    data = model.record["config"]["data"]["name"]
+    if data != "mnist":
+        raise ValueError(f"{model.id} was trained on data={data}: choose a network for distorted MNIST")
+    if not trace(model.network, torch.zeros(1, *model.in_shape)):
+        raise ValueError(f"{model.id} has no spatial transformer: choose one with `st` in its name")
+    return model
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="files of one digit each")
-    default = "default: the transformer with the least recorded error on rts, digits of 0.7 to 1.2 times the size"
-    parser.add_argument("--model", help=f"a name of runs/ or results/weights/, or how it begins ({default})")
+    default = "default: the transformer with the lowest recorded error on RTS, digits of 0.7 to 1.2 times the size"
+    parser.add_argument("--model", help=f"an id in runs/ or results/weights/, or how it begins ({default})")
     parser.add_argument("--out", type=Path, default=Path(), help="where the pictures go (default: here)")
+    parser.add_argument("--force", action="store_true", help="overwrite pictures that are there already")
     options = parser.parse_args()
-    model = recorded.load(options.model or recorded.transforms_on("rts", ROOT), ROOT)
-    if not trace(model.network, torch.zeros(1, *model.in_shape)):
-        raise ValueError(f"{model.name} has no spatial transformer: choose one with `st` in its name")
+    model = chosen(options.model)
     if twice := [name for name, n in Counter(path.stem for path in options.images).items() if n > 1]:
         raise ValueError(
             f"several images are called {twice[0]!r} and would share one picture: give them one by one, with --out"
         )
+    targets = {path: options.out / f"{path.stem}-stn.png" for path in options.images}
+    if there := [target for target in targets.values() if target.exists() and not options.force]:
+        raise ValueError(f"{there[0]} exists: --force overwrites it, --out FOLDER writes elsewhere")
     options.out.mkdir(parents=True, exist_ok=True)
-    print(f"{model.name}, test error {model.record['metrics'].get('test/error', float('nan')):.2f} %")
+    print(f"{model.id}, test error {model.record['metrics'].get('test/error', float('nan')):.2f} %")
     wrong = []
-    for path in options.images:
+    for path, target in targets.items():
         try:
-            print(show(model, path, options.out))
+            print(show(model, path, target))
         except ValueError as error:
             wrong.append(f"error: {error}")
     if wrong:
@@ -103,7 +116,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+    run(main)

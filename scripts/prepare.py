@@ -2,12 +2,12 @@
 
 import argparse
 import logging
-import sys
 from pathlib import Path
 
 import yaml
 
-from stn.datasets.fetch import download, fetch
+from stn.experiments.command import ROOT, run
+from stn.experiments.datasets.fetch import download, fetch
 
 
 def prepare_mnist(options: argparse.Namespace) -> str:
@@ -16,13 +16,13 @@ def prepare_mnist(options: argparse.Namespace) -> str:
 
 
 def prepare_cub(options: argparse.Namespace) -> str:
-    from stn.datasets.cub_files import fetch_cub, read
+    from stn.experiments.datasets.cub_files import fetch_cub, read
 
     return f"{len(read(fetch_cub(options.root)).paths)} images in {options.root / 'cub'}"
 
 
 def prepare_svhn(options: argparse.Namespace) -> str:
-    from stn.datasets.svhn import prepare
+    from stn.experiments.datasets.svhn import prepare
 
     entry = yaml.safe_load((options.root / "manifest.yaml").read_text())["svhn"]
     for name, file in entry["files"].items():
@@ -32,8 +32,8 @@ def prepare_svhn(options: argparse.Namespace) -> str:
 
 
 def prepare_svhn_rendered(options: argparse.Namespace) -> str:
-    from stn.datasets import rendered
-    from stn.datasets.svhn import prepare
+    from stn.experiments.datasets import rendered
+    from stn.experiments.datasets.svhn import prepare
 
     folder = options.root / "svhn_rendered"
     for split, count in rendered.COUNTS.items():
@@ -48,7 +48,7 @@ DATASETS = {"mnist": prepare_mnist, "cub": prepare_cub, "svhn": prepare_svhn, "s
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("dataset", nargs="?", default="mnist", choices=list(DATASETS))
-    parser.add_argument("--root", type=Path, default=Path(__file__).parent.parent / "data", help="default: data")
+    parser.add_argument("--root", type=Path, default=ROOT / "data", help="default: data")
     parser.add_argument(
         "--size-px", type=int, nargs="+", default=[64, 128], choices=[64, 128], help="SVHN's crops (default: both)"
     )
@@ -58,7 +58,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (OSError, ValueError) as error:
-        sys.exit(f"error: {error}")
+    run(main)

@@ -1,11 +1,10 @@
 """Search free hyper-parameters with Optuna (TPE), without an account: the same file as a W&B sweep's.
 
 The study is kept in FILE.journal beside the runs: the same command goes on with it, also from several shells or nodes
-at once.  Every trial is a run of run.py with a record; what failed is told to the optimiser as failed.
+at once.  Every trial of Optuna's is a run of run.py with a record; what failed is told to the optimiser as failed.
 """
 
 import argparse
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +12,8 @@ from typing import Any
 
 import yaml
 
-ROOT = Path(__file__).parent.parent
+from stn.experiments.command import ROOT, run
+from stn.experiments.results import records
 
 
 def suggest(trial: Any, parameters: dict[str, Any]) -> list[str]:
@@ -37,7 +37,7 @@ def train(overrides: list[str], folder: Path, metric: str) -> float | None:
     results = list(folder.glob("*/result.json"))
     if done.returncode or len(results) != 1:
         return None
-    return json.loads(results[0].read_text())["metrics"][metric]
+    return records.read(results[0])["metrics"][metric]
 
 
 def main() -> None:
@@ -45,7 +45,7 @@ def main() -> None:
     parser.add_argument("--sweep", type=Path, default=ROOT / "sweeps/localisation_lr.yaml")
     parser.add_argument("--trials", type=int, default=20, help="further trials (default: 20)")
     parser.add_argument("--runs", type=Path, default=ROOT / "runs/search", help="default: runs/search")
-    parser.add_argument("overrides", nargs="*", help="of run.py, behind those of the file, such as schedule=smoke")
+    parser.add_argument("overrides", nargs="*", help="of run.py, after those of the file, such as schedule=smoke")
     options = parser.parse_args()
     try:
         import optuna
@@ -81,7 +81,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+    run(main)

@@ -7,20 +7,18 @@ steps to go took in records of the same cell, else of the table, divided by the 
 import argparse
 import re
 import statistics
-import sys
 from collections import Counter
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import yaml
 from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.table import Table as RichTable
 
-from stn.results import records, tables
+from stn.experiments.command import ROOT, run, runs_folder
+from stn.experiments.results import records, tables
 
-ROOT = Path(__file__).parent.parent
 STATES = ("done", "running", "stopped", "failed", "missing")
 
 
@@ -48,16 +46,6 @@ def seeds(text: str) -> list[int]:
     raise ValueError(f"--seeds {text}: give them as 0,1,2 or range(3)")
 
 
-def steps_of(schedule: str) -> int:
-    """The steps of a file of conf/schedule."""
-    file = ROOT / "conf/schedule" / f"{schedule}.yaml"
-    if not file.is_file():
-        known = ", ".join(sorted(path.stem for path in file.parent.glob("*.yaml")))
-        raise ValueError(f"unknown --schedule {schedule}: choose {known}")
-    content = yaml.safe_load(file.read_text())
-    return content.get("schedule", content)["steps"]
-
-
 def main() -> None:
     names = sorted(path.stem for path in (ROOT / "conf/table").glob("*.yaml"))
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -65,13 +53,14 @@ def main() -> None:
     parser.add_argument("--schedule", default="fast", help="default: fast")
     parser.add_argument("--budget", type=int, help="count the runs of this budget only")
     parser.add_argument("--seeds", default="0", help="such as 0,1,2 or range(3); default: 0")
-    parser.add_argument("--runs", type=Path, default=ROOT / "runs", help="where your own runs are (default: runs)")
+    parser.add_argument("--runs", type=Path, help="where your own runs are (default: runs)")
     options = parser.parse_args()
 
     table = tables.load(ROOT / "conf/table" / f"{options.table}.yaml")
-    steps = steps_of(options.schedule)
-    own = [*records.read_all(options.runs), *unfinished(options.runs)]
-    known = [r for r in [*own, *records.read_all(ROOT / "results/records")]
+    runs, schedule = runs_folder(options.runs), tables.schedule(ROOT / "conf", options.schedule)
+    steps = schedule["schedule"]["steps"]
+    own = [*records.read_runs(runs, smoke=schedule.get("smoke", False)), *unfinished(runs)]
+    known = [r for r in [*own, *records.read_kept(ROOT / "results")]
              if tables.belongs(table, r) and r["status"] == "finished"]  # fmt: skip
     known = [r for r in known if r["schedule"] == options.schedule] or known
     cells: dict[tuple[str, Any, int], records.Record] = {}
@@ -102,16 +91,13 @@ def main() -> None:
             line.append(", ".join(f"{n} {state}" if len(states) > 1 else state for state, n in Counter(states).items()))
         shown.add_row(row, *line)
     Console().print(shown)
-    said = ", ".join(f"{counts[state]} {state}" for state in STATES)
+    summary = ", ".join(f"{counts[state]} {state}" for state in STATES)
     at_once = max(1, counts["running"])
     seconds = sum(one or 0 for one in left) / at_once
     unknown = " at least, with no record to tell the pace of some" if None in left else ""
     clock = timedelta(seconds=round(seconds))
-    print(f"{sum(counts.values())} cells: {said}; about {clock} left, {at_once} at a time{unknown}")
+    print(f"{sum(counts.values())} cells: {summary}; about {clock} left, {at_once} at a time{unknown}")
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+    run(main)

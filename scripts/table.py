@@ -1,18 +1,17 @@
 """Make a table of the paper from the records: into the terminal, results/<table>.md and results/<table>.csv.
 
-A run of your own (below runs/) stands before the committed record (below results/records/) of the same run.
+A run of your own (below runs/) stands before the kept record (results/records.jsonl) of the same run.  The runs of a
+schedule whose figures mean nothing (smoke) are shown, marked so, and nothing is written.
 """
 
 import argparse
-import sys
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table as RichTable
 
-from stn.results import records, tables
-
-ROOT = Path(__file__).parent.parent
+from stn.experiments.command import ROOT, run, runs_folder
+from stn.experiments.results import records, tables
 
 
 def main() -> None:
@@ -20,30 +19,36 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("table", choices=known)
     parser.add_argument("--schedule", help="show this schedule's table only (all go into the files)")
-    parser.add_argument("--runs", type=Path, default=ROOT / "runs", help="where your own runs are (default: runs)")
+    parser.add_argument("--runs", type=Path, help="where your own runs are (default: runs)")
     parser.add_argument("--out", type=Path, default=ROOT / "results", help="where the files go (default: results)")
     options = parser.parse_args()
-
+    runs = runs_folder(options.runs)
+    smoke = options.schedule is not None and tables.schedule(ROOT / "conf", options.schedule).get("smoke", False)
     table = tables.load(ROOT / "conf/table" / f"{options.table}.yaml")
-    own = records.read_all(options.runs)
-    both = records.read_all(options.runs, ROOT / "results/records")
-    console = Console()
-    for block, schedule, budget in tables.blocks(table, both):
+    own = records.read_runs(runs, smoke=smoke)
+    found = own if smoke else records.read_all(runs, ROOT / "results")
+    console, shown = Console(), 0
+    for block, schedule, budget in tables.blocks(table, found):
         if options.schedule in (None, schedule):
             header, *body = tables.grid(table, tables.cells(table, block, schedule, budget))
-            shown = RichTable(*header, title=table.title, caption=tables.describe(block, table, schedule, budget))
+            title = f"{table.title} (smoke: these figures mean nothing)" if smoke else table.title
+            lines = RichTable(*header, title=title, caption=tables.describe(block, table, schedule, budget))
             for line in body:
-                shown.add_row(*line)
-            console.print(shown)
-            made = block[0]["made_data"]
-            mine = sum(tables.belongs(table, r) and r["schedule"] == schedule and r["made_data"] is made for r in own)
-            console.print(f"{mine} runs of this machine ({options.runs}); where there is none, the committed record.")
-    tables.write(options.out, table, both)
-    console.print(f"written: {options.out / table.name}.md and .csv")
+                lines.add_row(*line)
+            console.print(lines)
+            ids = {record["id"] for record in own}
+            mine = sum(tables.belongs(table, r) and r["id"] in ids for r in block if r["schedule"] == schedule)
+            rest = "" if smoke else "; where there is none, the kept record"
+            console.print(f"own runs, below {runs}: {mine}{rest}")
+            shown += 1
+    if not shown:
+        console.print(
+            f"{table.title}: no run yet" + (f" under schedule {options.schedule}" if options.schedule else "")
+        )
+    if not smoke:
+        tables.write(options.out, table, found)
+        console.print(f"written: {options.out / table.name}.md and .csv")
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+    run(main)

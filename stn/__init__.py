@@ -1,12 +1,28 @@
-"""Spatial Transformer Networks (Jaderberg et al., 2015): the module for your own network, the paper's experiments."""
+"""Spatial Transformer Networks (Jaderberg et al., 2015): the transformer for your own network.
+
+A name is loaded when it is first used, so `import stn` costs nothing and commands that only read records stay free of
+PyTorch.  The paper's experiments are `stn.experiments`, which the library never imports.
+"""
 
 from importlib import import_module
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from stn.diagnostics import collapsed, determinant, health
+    from stn.localisation import Regression, convolutional, fully_connected
     from stn.sampler import regular_grid, sample
-    from stn.transformer import SpatialTransformer, trace
-    from stn.transforms import Affine, Affine3d, Attention, LinearForm, Projective, ThinPlateSpline, Translation
+    from stn.transformer import SpatialTransformer, Warp, trace
+    from stn.transforms import (
+        Affine,
+        Affine3d,
+        Attention,
+        LinearForm,
+        Projective,
+        ThinPlateSpline,
+        Transform,
+        Translation,
+    )
 
 __all__ = [
     "Affine",
@@ -14,17 +30,38 @@ __all__ = [
     "Attention",
     "LinearForm",
     "Projective",
+    "Regression",
     "SpatialTransformer",
     "ThinPlateSpline",
+    "Transform",
     "Translation",
+    "Warp",
+    "collapsed",
+    "convolutional",
+    "determinant",
+    "fully_connected",
+    "health",
     "regular_grid",
     "sample",
     "trace",
 ]
 
+_MODULES = {
+    "diagnostics": ("collapsed", "determinant", "health"),
+    "localisation": ("Regression", "convolutional", "fully_connected"),
+    "sampler": ("regular_grid", "sample"),
+    "transformer": ("SpatialTransformer", "Warp", "trace"),
+}  # what is in none of these is in `transforms`
 
-def __getattr__(name: str) -> Any:  # on first use, so that tables and reports (stn.results) do not wait for torch
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return version("stn")
     if name not in __all__:
         raise AttributeError(f"module 'stn' has no attribute {name!r}")
-    home = {"regular_grid": "sampler", "sample": "sampler", "SpatialTransformer": "transformer", "trace": "transformer"}
-    return getattr(import_module(f"stn.{home.get(name, 'transforms')}"), name)
+    module = next((module for module, names in _MODULES.items() if name in names), "transforms")
+    return getattr(import_module(f"stn.{module}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, "__version__"})

@@ -37,9 +37,20 @@ class Regression(nn.Linear):
 
 
 def num_features(features: nn.Module, in_shape: tuple[int, ...]) -> int:
-    """How many values `features` makes of one input of `in_shape` (C, H, W)."""
+    """How many values `features` gives for one input of `in_shape` (C, H, W)."""
     with torch.no_grad():
         return features(torch.zeros(1, *in_shape)).numel()
+
+
+class SumPool2d(nn.AvgPool2d):
+    """The sum over k x k pixels: k^2 times their mean.  `divisor_override=1` would not survive the export to ONNX."""
+
+    def __init__(self, kernel_size: int):
+        super().__init__(kernel_size)
+        self.scale = float(kernel_size**2)
+
+    def forward(self, u: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h2 w2"]:
+        return self.scale * super().forward(u)
 
 
 def fully_connected(
@@ -57,11 +68,10 @@ def convolutional(in_shape: tuple[int, ...], transform: Transform, channels: int
     """A.4's localisation of an ST-CNN: input / 2 - conv 5x5/20 - max 2 - conv 5x5/20 - FC 20 - theta.
 
     The input is summed over 2 x 2 pixels: most of a digit's image is empty, and the mean, four times as small, learns
-    more slowly (README, "Differences from the paper").  ReLU stands behind the pool: the same function on a quarter of
-    the map.
+    more slowly.  ReLU comes after the pool: the same function on a quarter of the map.
     """
     features = nn.Sequential(
-        nn.AvgPool2d(2, divisor_override=1),
+        SumPool2d(2),
         nn.Conv2d(in_shape[0], channels, 5),
         nn.MaxPool2d(2, ceil_mode=True),
         nn.ReLU(),

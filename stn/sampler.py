@@ -38,7 +38,7 @@ def sample(
     `size` is the output's (H', W') or (D', H', W'), with H' W' = N.  Kernels:
     `bilinear`, eq. (5), trilinear in 3D; sub-gradients of eq. (6) and (7);
     `nearest`, the integer kernel of eq. (4): its gradient in u is 1 at the pixel copied, its gradient in the source
-    points is 0 everywhere, so nothing behind it learns where to look;
+    points is 0 everywhere, so no localisation network before it learns where to look;
     `bicubic`, Keys' cubic convolution with a = -0.75, 2D only; it overshoots: V may leave the range of u.
 
     Computed in float32 at least; V has the dtype of u.  Raises ValueError on an unknown kernel and on shapes that do

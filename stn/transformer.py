@@ -1,5 +1,6 @@
 """The spatial transformer (Sect. 3, Figure 2): localisation network, grid generator and sampler in one module."""
 
+from collections import Counter
 from contextvars import ContextVar
 from dataclasses import dataclass
 
@@ -68,13 +69,18 @@ class SpatialTransformer(nn.Module):
 
 @dataclass(frozen=True)
 class Warp:
-    """What one spatial transformer did to a batch; `name` is its place in the network, as in `named_modules`."""
+    """What one spatial transformer did to a batch; `name` is its place in the network, as in `named_modules`.
+
+    The warps of a transformer that is used more than once are called `name.1`, `name.2` and so on.  `identity` is the
+    theta of its transform's identity.
+    """
 
     name: str
     u: Tensor
     theta: Tensor
     source: Tensor
     v: Tensor
+    identity: tuple[float, ...]
 
 
 Call = tuple[SpatialTransformer, Tensor, Tensor, Tensor, Tensor]
@@ -94,4 +100,10 @@ def trace(network: nn.Module, u: Tensor) -> list[Warp]:
         for module in training:
             module.training = True
     names = {module: name for name, module in network.named_modules()}
-    return [Warp(names[module], *tensors) for module, *tensors in calls]
+    uses, so_far = Counter(module for module, *_ in calls), Counter[SpatialTransformer]()
+    warps = []
+    for module, given, theta, source, v in calls:
+        so_far[module] += 1
+        name = names[module] if uses[module] == 1 else f"{names[module]}.{so_far[module]}".lstrip(".")
+        warps.append(Warp(name, given, theta, source, v, module.transform.identity))
+    return warps

@@ -56,8 +56,8 @@ def linear_map(m_theta: Float[Tensor, "b d k"], basis: Float[Tensor, "k n"]) -> 
 def perspective(h_theta: Float[Tensor, "b 3 3"], target: Float[Tensor, "n 2"], min_z: float) -> Float[Tensor, "b n 2"]:
     """(X, Y, Z) = H_theta (x_t, y_t, 1), source = (X / Z, Y / Z).
 
-    A point with Z <= 0 lies behind the camera and is sent out of the image (its V is 0 and it has no gradient); Z is
-    held at `min_z` or above, so that no coordinate and no gradient is infinite.
+    A point with Z <= 0 lies behind the camera and is sent out of the image: its V is 0 and it has no gradient.  Z is
+    clipped to at least `min_z`, so that no coordinate and no gradient is infinite.
     """
     xy, z = linear_map(h_theta, homogeneous(target)).mT.split([2, 1], dim=1)
     behind = z <= 0  # False for nan, which has to show

@@ -20,4 +20,4 @@ def random_digits(monkeypatch):
     rng = np.random.default_rng(0)
     images = torch.from_numpy(rng.integers(0, 256, (200, 28, 28), dtype=np.uint8))
     labels = torch.from_numpy(rng.integers(0, 10, 200))
-    monkeypatch.setattr("stn.datasets.mnist.load_digits", lambda root, split: (images, labels))
+    monkeypatch.setattr("stn.experiments.datasets.mnist.load_digits", lambda root, split: (images, labels))

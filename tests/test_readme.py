@@ -1,27 +1,26 @@
 """What the README says holds: its code runs, its tables are the records', its pictures and targets are there."""
 
 import re
-from pathlib import Path
 
 import pytest
 import torch
 
-from stn.results import records, tables
+from stn.experiments.command import ROOT
+from stn.experiments.results import records, tables
 
-ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 
 
 def test_the_code_of_the_readme_classifies_digits():
     (code,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
-    said: dict = {}
-    exec(code, said)
-    assert said["network"](torch.rand(2, 1, 28, 28)).shape == (2, 10)
+    names: dict = {}
+    exec(code, names)
+    assert names["network"](torch.rand(2, 1, 28, 28)).shape == (2, 10)
 
 
 @pytest.mark.parametrize("file", sorted((ROOT / "conf/table").glob("*.yaml")), ids=lambda path: path.stem)
 def test_the_tables_are_those_of_the_committed_records(file, tmp_path):
-    table, found = tables.load(file), records.read_all(ROOT / "results/records")
+    table, found = tables.load(file), records.read_kept(ROOT / "results")
     assert tables.into_page(README, table, found) == README
     if any((ROOT / "runs").glob("*/result.json")):
         pytest.skip(f"results/{table.name}.md counts the runs of this folder as well")

@@ -1,0 +1,62 @@
+"""Is a spatial transformer alive?  What its window does, and whether it has collapsed."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from stn.transformer import Warp
+
+MAX_OUT_OF_IMAGE = 0.75  # beyond it most of V is background: the window has left the image or zoomed far out
+MIN_DETERMINANT = 0.01  # below it the window covers less than 1 % of the image
+
+
+def determinant(source: Float[Tensor, "b n d"], size: tuple[int, ...]) -> Float[Tensor, " b"]:
+    """Mean Jacobian determinant of the map target -> source over a grid of `size` (H', W') or (D', H', W').
+
+    By differences between neighbouring points, so that it holds for any transform.  1 keeps areas or volumes, 0.25 is
+    a zoom in by 2 (0.125 in 3D), negative values mirror.  nan where the grid has a single point along some axis.
+    """
+    grid = source.unflatten(1, size)
+    columns = []  # d source / dx, then / dy, then / dz, at the points that have a neighbour in every direction
+    for axis in range(len(size), 0, -1):
+        step = grid.diff(dim=axis) * size[axis - 1] / 2
+        for other in range(1, len(size) + 1):
+            step = step if other == axis else step.narrow(other, 0, size[other - 1] - 1)
+        columns.append(step)
+    if len(size) == 2:
+        (dx, dy) = columns
+        jacobian = dx[..., 0] * dy[..., 1] - dx[..., 1] * dy[..., 0]
+    else:
+        dx, dy, dz = columns
+        jacobian = (torch.linalg.cross(dx, dy) * dz).sum(-1)
+    return jacobian.flatten(1).mean(1)
+
+
+def out_of_image(source: Float[Tensor, "b n d"]) -> Float[Tensor, " b"]:
+    """The share of the source points that lie outside of U, where V is 0.  A point that is nan counts as outside."""
+    inside = (source.abs() <= 1).all(-1)
+    return (~inside).float().mean(1)
+
+
+def health(warp: Warp) -> dict[str, float]:
+    """Three means over the batch of one warp of `stn.trace`.
+
+    `det`, the determinant of its map; `out_of_image`, the share of its window outside of U; `theta_distance`,
+    |theta - identity|.
+    """
+    distance = (warp.theta - torch.tensor(warp.identity).to(warp.theta)).norm(dim=1)
+    return {
+        "det": determinant(warp.source, tuple(warp.v.shape[2:])).mean().item(),
+        "out_of_image": out_of_image(warp.source).mean().item(),
+        "theta_distance": distance.mean().item(),
+    }
+
+
+def collapsed(warp: Warp) -> bool:
+    """Whether nothing useful is left in V: three quarters of the window lie outside of U, or it is a line or a point.
+
+    A flat window counts in images alone.  In a volume it may be right: one plane of an extruded digit is the digit.
+    """
+    det = determinant(warp.source, tuple(warp.v.shape[2:])).mean().abs()
+    flat = warp.v.dim() == 4 and bool(det < MIN_DETERMINANT)
+    return flat or bool(out_of_image(warp.source).mean() > MAX_OUT_OF_IMAGE)

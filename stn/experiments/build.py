@@ -1,0 +1,87 @@
+"""From the names of a config to objects: only what the tables of names hold is ever built.
+
+A record may come from anybody, and Hydra's `instantiate` calls whatever a `_target_` names.  Here a config is data.
+"""
+
+import inspect
+from collections.abc import Callable, Mapping
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from stn.experiments.datasets import DATA_SETS
+from stn.experiments.networks import CLASSIFIERS, LOCALISATIONS, NETWORKS, TRANSFORMS
+from stn.experiments.training import OBJECTIVES, step
+
+PARTS: dict[str, Mapping[str, Any]] = {
+    "classifier": CLASSIFIERS,
+    "localisation": LOCALISATIONS,
+    "transform": TRANSFORMS,
+}
+KINDS = {"data": ("datasets", DATA_SETS), "model": ("networks", NETWORKS), "objective": ("training", OBJECTIVES)}
+
+
+def _find(group: str, config: Mapping[str, Any]) -> tuple[Any, Any]:
+    """The module and the class or function that `config["name"]` stands for."""
+    package, known = KINDS[group]
+    name = config.get("name")
+    if not isinstance(name, str) or name not in known:
+        raise ValueError(f"unknown {group}.name={name!r}: choose one of {', '.join(known)}")
+    module_name, attribute = known[name].split(":")
+    module = import_module(f"stn.experiments.{package}.{module_name}")
+    return module, getattr(module, attribute)
+
+
+def _settings(group: str, config: Mapping[str, Any], build: Callable[..., Any], given: set[str]) -> dict[str, Any]:
+    """The config without its name.  Raises ValueError unless it has the keys that `build` takes beside `given`."""
+    settings = {key: value for key, value in config.items() if key != "name"}
+    parameters = {key: p for key, p in inspect.signature(build).parameters.items() if key not in given}
+    if unknown := sorted(set(settings) - set(parameters)):
+        raise ValueError(
+            f"unknown key {group}.{unknown[0]} of {group}.name={config['name']}: it takes {', '.join(parameters)}"
+        )
+    missing = sorted(key for key, p in parameters.items() if p.default is p.empty and key not in settings)
+    if missing:
+        raise ValueError(
+            f"{group}.{missing[0]} is missing: {group}.name={config['name']} takes {', '.join(parameters)}"
+        )
+    return settings
+
+
+def _part(key: str, name: Any, known: Mapping[str, Any]) -> Any:
+    if name is not None and not (isinstance(name, str) and name in known):
+        raise ValueError(f"unknown model.{key}={name!r}: choose one of {', '.join(known)}")
+    return None if name is None else known[name]
+
+
+def data_set(config: Mapping[str, Any], root: str | Path) -> Any:
+    """The data set of a config's `data`, whose files are below `root`."""
+    _, build = _find("data", config)
+    named = {key: value for key, value in config.items() if key != "root"}
+    return build(root=root, **_settings("data", named, build, {"root"}))
+
+
+def network(config: Mapping[str, Any], in_shape: tuple[int, ...], classes: int) -> nn.Module:
+    """The network of a config's `model` for images of `in_shape` and so many classes."""
+    _, build = _find("model", config)
+    settings = _settings("model", config, build, {"in_shape", "classes"})
+    for key, known in PARTS.items():
+        if key in settings:
+            settings[key] = _part(key, settings[key], known)
+    if settings.get("transform") is not None:
+        settings["transform"] = settings["transform"]()
+    return build(in_shape=tuple(in_shape), classes=classes, **settings)
+
+
+def objective(config: Mapping[str, Any], **where: Any) -> Any:
+    """The objective of a config's `objective`; `where` are the folders and the precision that one may need."""
+    _, build = _find("objective", config)
+    needed = {key: value for key, value in where.items() if key in inspect.signature(build).parameters}
+    return build(**_settings("objective", config, build, set(needed)), **needed)
+
+
+def revisions(groups: Mapping[str, Any]) -> dict[str, int]:
+    """The revisions of the code that computes these groups, for the identity."""
+    return {group: _find(group, groups[group])[0].REVISION for group in KINDS} | {"step": step.REVISION}

@@ -1,0 +1,12 @@
+"""The data sets by the names that `data.name` takes; a module is imported only when its data set is asked for."""
+
+DATA_SETS = {  # name: module below this folder, and its class
+    "mnist": "mnist:DistortedMnist",
+    "addition": "addition:MnistAddition",
+    "colocalisation": "colocalisation:CommonDigit",
+    "svhn": "svhn:Svhn",
+    "svhn_rendered": "svhn:RenderedNumbers",
+    "cub": "cub:Cub",
+    "synthetic_birds": "synthetic_birds:SyntheticBirds",
+    "voxel": "voxel:VoxelMnist",
+}

@@ -1,0 +1,167 @@
+"""CUB-200-2011 on disk: its archive, fetched, checked and unpacked, and the text files that describe its images.
+
+Wah, Branson, Welinder, Perona, Belongie, "The Caltech-UCSD Birds-200-2011 Dataset", 2011.
+"""
+
+import logging
+import os
+import shutil
+import tarfile
+import tempfile
+import urllib.request
+import zlib
+from dataclasses import dataclass
+from http.client import HTTPException
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+import yaml
+from jaxtyping import Float
+
+from stn.experiments.datasets.fetch import TIMEOUT_S, install, sha256
+from stn.experiments.datasets.photos import Listing
+
+log = logging.getLogger(__name__)
+FOLDER = "CUB_200_2011"  # in the archive and below data/cub
+
+
+@dataclass(frozen=True)
+class BirdListing(Listing):
+    """What the text files tell beside: boxes (x, y, width, height) and parts (x, y, visible), in px."""
+
+    boxes: Float[np.ndarray, "n 4"]
+    parts: Float[np.ndarray, "n p 3"]
+    part_names: list[str]
+
+
+def read(folder: Path) -> BirdListing:
+    """The listing of a folder in CUB's format.
+
+    Raises FileNotFoundError or ValueError, in one line, where a file is missing or the files contradict each other.
+    """
+    names = _table(folder / "images.txt")
+    numbers = list(names)
+    classes = _table(folder / "classes.txt")
+    part_names = _table(folder / "parts/parts.txt")
+    n, k, p = len(names), len(classes), len(part_names)
+    labels = _numbers(folder / "image_class_labels.txt", numbers, 1)[:, 0].astype(np.int64)
+    if n and not (labels.min() >= 1 and labels.max() <= k):
+        bad = int(np.flatnonzero((labels < 1) | (labels > k))[0])
+        raise ValueError(
+            f"{folder / 'image_class_labels.txt'}: image {numbers[bad]} has class {labels[bad]}, "
+            f"but classes.txt has 1 to {k}: unpack the archive again"
+        )
+    train = _numbers(folder / "train_test_split.txt", numbers, 1)[:, 0].astype(bool)
+    boxes = _numbers(folder / "bounding_boxes.txt", numbers, 4)
+    pairs = [f"{i} {part}" for i in numbers for part in part_names]
+    parts = _numbers(folder / "parts/part_locs.txt", pairs, 3).reshape(n, p, 3)
+    paths = []
+    for name in names.values():
+        place = PurePosixPath(name)
+        if place.is_absolute() or ".." in place.parts:
+            raise ValueError(f"{folder / 'images.txt'} names {name!r}, which is outside of the folder: not CUB's file")
+        paths.append(folder / "images" / place)
+    missing = [path for path in paths if not path.is_file()]
+    if missing:
+        raise FileNotFoundError(
+            f"{len(missing)} of {n} images that {folder / 'images.txt'} names are missing, the first is {missing[0]}: "
+            f"delete {folder} and run `make data-cub`"
+        )
+    return BirdListing(
+        paths, list(names.values()), labels - 1, train, list(classes.values()), boxes, parts, list(part_names.values())
+    )
+
+
+def _table(path: Path) -> dict[str, str]:
+    """Lines "number text", by number."""
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path} is missing: the folder has to hold the files of {FOLDER} under their own names; `make data-cub`"
+        )
+    table = dict(line.split(maxsplit=1) for line in path.read_text().splitlines() if len(line.split()) > 1)
+    if not table:
+        raise ValueError(f"{path} is empty: delete {path.parent} and run `make data-cub`")
+    return {number: text.strip() for number, text in table.items()}
+
+
+def _numbers(path: Path, keys: list[str], values: int) -> np.ndarray:
+    """Lines "key v1 .. v_values" for exactly these keys, whatever their order: (len(keys), values)."""
+    if not path.is_file():
+        _table(path)
+    found: dict[str, list[str]] = {}
+    for line in path.read_text().splitlines():
+        words = line.split()
+        found[" ".join(words[:-values])] = words[-values:]
+    try:
+        return np.array([found[key] for key in keys], dtype=np.float64)
+    except KeyError as error:
+        raise ValueError(f"{path} has no line for {error.args[0]!r}: unpack the archive again") from None
+    except ValueError as error:
+        raise ValueError(f"{path} holds something that is no number ({error}): unpack the archive again") from None
+
+
+def fetch_cub(root: Path) -> Path:
+    """The folder CUB_200_2011 below root/cub; the archive is downloaded, checked by sha256 and unpacked where needed.
+
+    An archive that lies there already (root/cub/CUB_200_2011.tgz) is used.  Raises OSError or ValueError in one line.
+    """
+    folder = root / "cub" / FOLDER
+    if folder.is_dir():
+        return folder
+    manifest = root / "manifest.yaml"
+    if not manifest.is_file():
+        raise FileNotFoundError(f"no {manifest}: data.root = {str(root)!r} has to be the data folder of this project")
+    entry = yaml.safe_load(manifest.read_text())["cub"]
+    ((name, file),) = entry["files"].items()
+    archive = root / "cub" / name
+    archive.parent.mkdir(parents=True, exist_ok=True)
+    if not archive.is_file():
+        _download(archive, file["sha256"], entry["mirrors"])
+    elif sha256(archive) != file["sha256"]:
+        raise ValueError(f"{archive} is damaged (its sha256 is not the manifest's): delete it and run `make data-cub`")
+    unpack(archive, folder)
+    return folder
+
+
+def _download(archive: Path, digest: str, mirrors: list[str]) -> None:
+    for mirror in mirrors:
+        try:
+            with urllib.request.urlopen(f"{mirror}{archive.name}", timeout=TIMEOUT_S) as reply:
+                log.info("fetching %s%s (1.2 GB) into %s", mirror, archive.name, archive.parent)
+                if install(reply, archive, digest):
+                    return
+            log.warning("%s%s holds other bytes than the manifest says", mirror, archive.name)
+        except (OSError, EOFError, HTTPException) as error:
+            log.info("%s does not answer (%s)", mirror, error)
+    raise FileNotFoundError(
+        f"{archive} is missing, and {' nor '.join(mirrors)} did not give the right bytes: put the archive there "
+        f"yourself and run `make data-cub`, or train on drawn birds with data=synthetic_birds"
+    )
+
+
+def unpack(archive: Path, folder: Path) -> None:
+    """Unpack what lies below folder.name in the archive to `folder`, which appears only once it is whole and read.
+
+    Raises ValueError, in one line and before anything is kept, on a member outside of the folder, on links and
+    devices, and on a damaged archive.
+    """
+    scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        with tarfile.open(archive) as tar:
+            for member in tar:
+                place = PurePosixPath(member.name)
+                if place.is_absolute() or ".." in place.parts or not (member.isfile() or member.isdir()):
+                    raise ValueError(f"{archive} holds {member.name!r}, which is no plain file inside of it: not used")
+                if place.parts[:1] == (folder.name,) and member.isfile():
+                    target = scratch / place
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    with tar.extractfile(member) as data, open(target, "wb") as file:  # type: ignore[union-attr]
+                        shutil.copyfileobj(data, file)
+        read(scratch / folder.name)
+        os.replace(scratch / folder.name, folder)
+    except (tarfile.TarError, EOFError, zlib.error) as error:
+        raise ValueError(f"{archive} is damaged ({error}): delete it and run `make data-cub`") from None
+    except FileNotFoundError as error:
+        raise ValueError(f"{archive} is not CUB's: {str(error).replace(str(scratch), str(archive))}") from None
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)

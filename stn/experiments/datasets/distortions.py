@@ -1,0 +1,344 @@
+"""The distortions of Sect. 4.1 and A.4, as batched tensor code on the device of the digits.
+
+A geometric distortion is drawn (`draw`: the parameters of n images) and then applied as one sampling grid per image
+(`source`: where in the 28 x 28 digit every pixel of the canvas lies).  Coordinates are normalised to [-1, 1], and
+lengths in pixels are those of the undistorted digit, whose half side is 14 px.  All ranges are configuration
+(conf/data/distortion): a distortion is an object that holds them.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from functools import lru_cache
+from typing import Any, ClassVar, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float, Int, UInt8
+from torch import Generator, Tensor
+
+from stn.sampler import regular_grid, sample
+from stn.transforms import Affine, ThinPlateSpline, perspective
+
+DIGIT_PX = 28
+HALF_PX = DIGIT_PX / 2
+Params = dict[str, Tensor]
+Range = tuple[float, float]
+
+
+@runtime_checkable
+class Distortion(Protocol):
+    """What every distortion has to offer: the side of its images, and batches of them."""
+
+    @property
+    def canvas_px(self) -> int: ...
+    def apply(
+        self, digits: Tensor, index: Tensor, generator: Generator, dtype: torch.dtype = torch.float32
+    ) -> Tensor: ...
+
+
+@lru_cache(maxsize=32)
+@torch.inference_mode(False)  # the cache outlives it
+def constant(values: tuple[Any, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A tensor of these values, copied to its device once: a step copies nothing from the host."""
+    return torch.tensor(values, dtype=dtype, device=device)
+
+
+def _uniform(low: float, high: float, shape: tuple[int, ...], like: Generator, dtype: torch.dtype) -> Tensor:
+    return low + (high - low) * torch.rand(shape, generator=like, device=like.device, dtype=dtype)
+
+
+def _normal(std: float, shape: tuple[int, ...], like: Generator, dtype: torch.dtype) -> Tensor:
+    return std * torch.randn(shape, generator=like, device=like.device, dtype=dtype)
+
+
+class Geometric(ABC):
+    """A distortion that is one sampling grid per image, computed from the parameters drawn for it."""
+
+    canvas_px: int
+
+    @abstractmethod
+    def draw(self, n: int, generator: Generator, dtype: torch.dtype = torch.float32) -> Params:
+        """The parameters of n images, each with n rows."""
+
+    @abstractmethod
+    def source(self, params: Params) -> Float[Tensor, "b n 2"]:
+        """Where in its digit every pixel of a canvas lies, row by row."""
+
+    def apply(
+        self,
+        digits: UInt8[Tensor, "d 28 28"],
+        index: Int[Tensor, " b"],
+        generator: Generator,
+        dtype: torch.dtype = torch.float32,
+    ) -> Float[Tensor, "b 1 s s"]:
+        """digits[index] under fresh draws, in [0, 1] with 0 for the background."""
+        source = self.source(self.draw(len(index), generator, dtype))
+        return sample(digits[index][:, None].to(dtype) / 255, source, (self.canvas_px,) * 2)
+
+
+@dataclass(frozen=True)
+class Similarity(Geometric):
+    """R and RTS: rotate by U(-max_angle, max_angle), scale by U(*scale), put at a uniformly random place of the canvas.
+
+    The scaled 28 px square, before its rotation, stays inside the canvas; R's canvas leaves no room, so nothing moves.
+    """
+
+    max_angle_deg: float
+    scale: Range
+    canvas_px: int
+
+    def draw(self, n: int, generator: Generator, dtype: torch.dtype = torch.float32) -> Params:
+        """angle_deg (n,), scale (n,), shift_px (n, 2): the digit's centre off the canvas's, x then y."""
+        scale = _uniform(*self.scale, (n,), generator, dtype)
+        room_px = (self.canvas_px - scale * DIGIT_PX).clamp(min=0) / 2
+        return {
+            "angle_deg": _uniform(-self.max_angle_deg, self.max_angle_deg, (n,), generator, dtype),
+            "scale": scale,
+            "shift_px": room_px[:, None] * _uniform(-1.0, 1.0, (n, 2), generator, dtype),
+        }
+
+    def theta(self, params: Params) -> Float[Tensor, "b 6"]:
+        """The affine map digit = R(-angle) (canvas - shift) / scale; positive angles turn clockwise on the screen."""
+        angle, scale, shift = torch.deg2rad(params["angle_deg"]), params["scale"], params["shift_px"] / HALF_PX
+        cos, sin = torch.cos(angle) / scale, torch.sin(angle) / scale
+        zoom = self.canvas_px / DIGIT_PX
+        return torch.stack([
+            zoom * cos, zoom * sin, -(cos * shift[:, 0] + sin * shift[:, 1]),
+            -zoom * sin, zoom * cos, sin * shift[:, 0] - cos * shift[:, 1],
+        ], dim=1)  # fmt: skip
+
+    def source(self, params: Params) -> Float[Tensor, "b n 2"]:
+        back = self.theta(params)
+        return Affine()(back, regular_grid((self.canvas_px,) * 2, back.dtype, back.device))
+
+
+CORNERS = ((-1.0, -1.0), (1.0, -1.0), (1.0, 1.0), (-1.0, 1.0))
+
+
+@dataclass(frozen=True)
+class Projection(Geometric):
+    """P: scale by U(*scale), then move each corner of the digit's square by N(0, corner_std_px) in x and in y.
+
+    The square, before that, fills the canvas.
+    """
+
+    scale: Range
+    corner_std_px: float
+    canvas_px: int
+    DIRECTIONS: ClassVar[int] = 2  # in which a corner is moved
+
+    def draw(self, n: int, generator: Generator, dtype: torch.dtype = torch.float32) -> Params:
+        """scale (n,), corners_px (n, 4, DIRECTIONS): how far each moves, clockwise from the top left."""
+        return {
+            "scale": _uniform(*self.scale, (n,), generator, dtype),
+            "corners_px": _normal(self.corner_std_px, (n, 4, self.DIRECTIONS), generator, dtype),
+        }
+
+    def move_px(self, drawn: Float[Tensor, "b 4 d"]) -> Float[Tensor, "b 4 2"]:
+        """How far each corner moves in x and in y."""
+        return drawn
+
+    def source(self, params: Params) -> Float[Tensor, "b n 2"]:
+        """The homography that takes the moved corners back to the digit's."""
+        scale = params["scale"]
+        corners = constant(CORNERS, scale.dtype, scale.device)
+        moved = scale[:, None, None] * corners + self.move_px(params["corners_px"]) / HALF_PX
+        forward = _square_to_quad(moved)
+        # Z is 1 at the centre of the digit: it lies in front even where the moved corners are not convex any more
+        h = _inverse(forward / forward[:, 2:, 2:])
+        return perspective(h, regular_grid((self.canvas_px,) * 2, h.dtype, h.device), min_z=1e-6)
+
+
+class Stretch(Projection):
+    """PS: as P, but by one N(0, corner_std_px) along each corner's diagonal, outwards where it is positive."""
+
+    DIRECTIONS = 1
+
+    def move_px(self, drawn: Float[Tensor, "b 4 d"]) -> Float[Tensor, "b 4 2"]:
+        return drawn * constant(CORNERS, drawn.dtype, drawn.device) / 2**0.5
+
+
+TO_UNIT = ((0.5, 0.0, 0.5), (0.0, 0.5, 0.5), (0.0, 0.0, 1.0))  # [-1, 1] -> [0, 1]
+
+
+def _square_to_quad(quad: Float[Tensor, "b 4 2"]) -> Float[Tensor, "b 3 3"]:
+    """The homography from the corners of [-1, 1]^2 to those of a quadrilateral (Heckbert 1989, Sect. 2.2.3)."""
+    p0, p1, p2, p3 = quad.unbind(1)
+    d1, d2, s = p1 - p2, p3 - p2, p0 - p1 + p2 - p3
+    det = d1[:, 0] * d2[:, 1] - d2[:, 0] * d1[:, 1]
+    g = ((s[:, 0] * d2[:, 1] - d2[:, 0] * s[:, 1]) / det)[:, None]
+    h = ((d1[:, 0] * s[:, 1] - s[:, 0] * d1[:, 1]) / det)[:, None]
+    columns = [torch.cat([p1 - p0 + g * p1, g], 1), torch.cat([p3 - p0 + h * p3, h], 1)]
+    columns.append(torch.cat([p0, torch.ones_like(g)], 1))
+    return torch.stack(columns, dim=2) @ constant(TO_UNIT, quad.dtype, quad.device)
+
+
+def _inverse(m: Float[Tensor, "b 3 3"]) -> Float[Tensor, "b 3 3"]:
+    """The adjugate over the determinant: for 3 x 3 matrices much faster than a batched solver."""
+    a, b, c = m.unbind(2)
+    rows = torch.stack([torch.linalg.cross(b, c), torch.linalg.cross(c, a), torch.linalg.cross(a, b)], dim=1)
+    return rows / (rows[:, 0] * a).sum(1)[:, None, None]
+
+
+ELASTIC_SPLINE = ThinPlateSpline(4)
+
+
+@dataclass(frozen=True)
+class Elastic(Geometric):
+    """E: scale by U(*scale), then a thin plate spline whose 4 x 4 control points move by N(0, control_std_px) each way.
+
+    The digit, before that, fills the canvas.  The spline is drawn on the map from canvas to digit, whose control points
+    are a fixed regular grid, so that one constant matrix serves every image (README, "Differences from the paper").
+    """
+
+    scale: Range
+    control_std_px: float
+    canvas_px: int
+
+    def draw(self, n: int, generator: Generator, dtype: torch.dtype = torch.float32) -> Params:
+        """scale (n,), control_px (n, 16, 2): how far each control point moves, row by row."""
+        return {
+            "scale": _uniform(*self.scale, (n,), generator, dtype),
+            "control_px": _normal(self.control_std_px, (n, 16, 2), generator, dtype),
+        }
+
+    def source(self, params: Params) -> Float[Tensor, "b n 2"]:
+        """digit = (canvas + spline of the moves) / scale."""
+        scale = params["scale"]
+        control = constant(ELASTIC_SPLINE.identity, scale.dtype, scale.device)
+        theta = (control + params["control_px"].flatten(1) / HALF_PX) / scale[:, None]
+        return ELASTIC_SPLINE(theta, regular_grid((self.canvas_px,) * 2, theta.dtype, theta.device))
+
+
+@dataclass(frozen=True)
+class Clutter:
+    """TC: the digit at a uniformly random whole-pixel place, plus `patches` random crops of other digits; maximum where
+    they overlap.  A crop is any patch_px x patch_px window of a digit, so many are partly or wholly black.
+    """
+
+    canvas_px: int
+    patches: int
+    patch_px: int
+
+    def draw(self, n: int, generator: Generator, num_digits: int) -> Params:
+        """place (n, 2) of the digit; patch_digit (n, K), patch_crop, patch_place (n, K, 2); x then y, in px."""
+
+        def whole(high: int, *shape: int) -> Tensor:
+            return torch.randint(high, (n, *shape), generator=generator, device=generator.device)
+
+        return {
+            "place": whole(self.canvas_px - DIGIT_PX + 1, 2),
+            "patch_digit": whole(num_digits - 1, self.patches),
+            "patch_crop": whole(DIGIT_PX - self.patch_px + 1, self.patches, 2),
+            "patch_place": whole(self.canvas_px - self.patch_px + 1, self.patches, 2),
+        }
+
+    def compose(
+        self, digits: UInt8[Tensor, "d 28 28"], index: Int[Tensor, " b"], params: Params
+    ) -> UInt8[Tensor, "b s s"]:
+        """The canvases of digits[index]; patch_digit counts on from the image's own digit, never its clutter."""
+        n, flat = len(index), digits.flatten(1)
+        canvas = digits.new_zeros(n, self.canvas_px**2)
+        window = _window(DIGIT_PX, self.canvas_px, digits.device)
+        canvas.scatter_(1, _offset(params["place"], self.canvas_px) + window, flat[index])
+        other = (index[:, None] + 1 + params["patch_digit"]) % len(digits)
+        inside = _window(self.patch_px, DIGIT_PX, digits.device)
+        crop = flat[other[..., None], _offset(params["patch_crop"], DIGIT_PX) + inside]
+        onto = _offset(params["patch_place"], self.canvas_px) + _window(self.patch_px, self.canvas_px, digits.device)
+        canvas.scatter_reduce_(1, onto.flatten(1), crop.flatten(1), reduce="amax")
+        return canvas.unflatten(1, (self.canvas_px, self.canvas_px))
+
+    def apply(
+        self,
+        digits: UInt8[Tensor, "d 28 28"],
+        index: Int[Tensor, " b"],
+        generator: Generator,
+        dtype: torch.dtype = torch.float32,
+    ) -> Float[Tensor, "b 1 s s"]:
+        """digits[index], each on a canvas with fresh clutter, in [0, 1]."""
+        params = self.draw(len(index), generator, len(digits))
+        return self.compose(digits, index, params)[:, None].to(dtype) / 255
+
+
+def _window(side: int, stride: int, device: torch.device) -> Tensor:
+    """Flat indices of a side x side window at the top left of an image whose rows are `stride` long."""
+    line = torch.arange(side, device=device)
+    return (line[:, None] * stride + line).flatten()
+
+
+def _offset(corner: Tensor, stride: int) -> Tensor:
+    return (corner[..., 1] * stride + corner[..., 0])[..., None]
+
+
+KINDS: dict[str, type] = {
+    "r": Similarity, "rts": Similarity, "p": Projection, "ps": Stretch, "e": Elastic, "tc": Clutter,
+}  # fmt: skip
+
+
+def build(config: Mapping[str, Any] | Distortion | str) -> Any:
+    """The distortion of a config such as {"name": "rts", "max_angle_deg": 45.0, ...}; an object is returned as it is.
+
+    Raises ValueError, in one line, on an unknown name, on missing and unknown keys, and on values out of range.
+    """
+    if isinstance(config, str):
+        raise ValueError(f"data.distortion={config} is a name without ranges: choose by data/distortion={config}")
+    if not isinstance(config, Mapping):
+        return config
+    name = config.get("name")
+    if not isinstance(name, str) or name not in KINDS:
+        raise ValueError(f"unknown data.distortion.name={name!r}: choose one of {', '.join(KINDS)}")
+    kind, values = KINDS[name], {key: value for key, value in config.items() if key != "name"}
+    types = {field.name: field.type for field in fields(kind)}
+    for key in values:
+        if key not in types:
+            raise ValueError(f"unknown key data.distortion.{key} of {name}: it takes {', '.join(types)}")
+    for key in types:
+        if key not in values:
+            raise ValueError(f"data.distortion.{key} is missing: {name} takes {', '.join(types)}")
+    return kind(**{key: _checked(key, value, types[key]) for key, value in values.items()})
+
+
+def _checked(key: str, value: Any, wanted: Any) -> Any:
+    """The value of a key in the type of its field."""
+    if wanted == Range:
+        fits = isinstance(value, list | tuple) and len(value) == 2 and all(map(_finite, value))
+        if not fits or not 0 < value[0] <= value[1]:
+            raise ValueError(f"data.distortion.{key}={value} has to be two numbers above 0, low then high")
+        return tuple(map(float, value))
+    if wanted is int:
+        least = LEAST.get(key, 0)
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise ValueError(f"data.distortion.{key}={value!r} has to be a whole number, {least} or more")
+        if key == "patch_px" and value > DIGIT_PX:
+            raise ValueError(f"data.distortion.{key}={value} has to be {DIGIT_PX} at most, the side of a digit")
+        return value
+    if not _finite(value) or value < 0:
+        raise ValueError(f"data.distortion.{key}={value!r} has to be a number, 0 or more")
+    return float(value)
+
+
+def _finite(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+LEAST = {"canvas_px": DIGIT_PX, "patch_px": 1}  # of the whole numbers
+FROZEN_CHUNK = 1000  # part of what a frozen test set is: the generator is asked for as many images at a time
+
+
+def frozen(distortion: Distortion, digits: UInt8[Tensor, "d 28 28"], seed: int) -> UInt8[Tensor, "d s s"]:
+    """Every digit distorted once, the same on every machine: float64 on the CPU, rounded to 8 bits."""
+    generator = Generator().manual_seed(seed)
+    index = torch.arange(len(digits))
+    chunks = [
+        (distortion.apply(digits, part, generator, torch.float64)[:, 0] * 255).round().to(torch.uint8)
+        for part in index.split(FROZEN_CHUNK)
+    ]
+    return torch.cat(chunks)
+
+
+def frozen_params(distortion: Geometric, n: int, seed: int) -> Params:
+    """What a geometric distortion drew for the n digits of `frozen`."""
+    generator = Generator().manual_seed(seed)
+    chunks = [distortion.draw(len(part), generator, torch.float64) for part in torch.arange(n).split(FROZEN_CHUNK)]
+    return {key: torch.cat([chunk[key] for chunk in chunks]) for key in chunks[0]}

@@ -1,0 +1,175 @@
+"""Photographs on the disk: cropped and mirrored afresh for training, the crop in the middle for the test.
+
+A data set of photographs is a `Listing` of its files; `class_folders` makes one of the usual folders.
+"""
+
+import hashlib
+import io
+import os
+import threading
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int, UInt8
+from PIL import Image
+from torch import Generator, Tensor
+
+RESIZED = 256 / 224  # the image's shorter side in sides of the crop
+TEST_BATCH = 32
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+Photo = UInt8[np.ndarray, "h w 3"]
+
+
+@dataclass(frozen=True)
+class Listing:
+    """n images: their files, their names (which checksums are over), their labels from 0, which are for training."""
+
+    paths: list[Path]
+    names: list[str]
+    labels: Int[np.ndarray, " n"]
+    train: Bool[np.ndarray, " n"]
+    classes: list[str]
+
+
+def class_folders(folder: Path) -> Listing:
+    """The images folder/train/<class>/* and folder/test/<class>/*, classes and images sorted by name.
+
+    Raises FileNotFoundError or ValueError, in one line, where there are none and where a class is in test/ alone.
+    """
+    places = {half: folder / half for half in ("train", "test")}
+    found = {
+        half: sorted(p for p in place.glob("*/*") if p.suffix.lower() in SUFFIXES) for half, place in places.items()
+    }
+    for half, paths in found.items():
+        if not paths:
+            raise FileNotFoundError(f"no images in {places[half]}: put them there as {half}/<class>/<image>.jpg")
+    classes = sorted({path.parent.name for path in found["train"]})
+    if unknown := sorted({path.parent.name for path in found["test"]} - set(classes)):
+        raise ValueError(f"{places['test'] / unknown[0]} is a class without an image in {places['train']}")
+    paths = found["train"] + found["test"]
+    return Listing(
+        paths, [path.relative_to(folder).as_posix() for path in paths],
+        np.array([classes.index(path.parent.name) for path in paths]),
+        np.arange(len(paths)) < len(found["train"]), classes,
+    )  # fmt: skip
+
+
+def load(path: Path) -> Photo:
+    """The whole image as RGB.  Raises ValueError, in one line, where its bytes are damaged or cut off."""
+    try:
+        with Image.open(io.BytesIO(path.read_bytes())) as image:
+            return np.asarray(image.convert("RGB"))
+    except (OSError, SyntaxError) as error:  # what Pillow raises on half an image
+        raise ValueError(f"the image {path} is damaged ({error}): delete it and fetch the data again") from None
+
+
+class Cropper(threading.local):
+    """Shorter side to 256/224 of the crop's, then a random crop and flip, or the crop in the middle.
+
+    One of its own per thread, since albumentations keeps its random state in the pipeline.
+    """
+
+    def __init__(self, side_px: int):
+        os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+        import albumentations as A
+        import cv2
+
+        cv2.setNumThreads(0)  # the threads are ours: one image each
+        resized = A.SmallestMaxSize(round(side_px * RESIZED), interpolation=cv2.INTER_AREA)
+        self.random = A.Compose([resized, A.RandomCrop(side_px, side_px), A.HorizontalFlip(p=0.5)])
+        self.middle = A.Compose([resized, A.CenterCrop(side_px, side_px)])
+
+    def train(self, path: Path, seed: int) -> Photo:
+        self.random.set_random_seed(seed)
+        return self.random(image=load(path))["image"]
+
+    def test(self, path: Path) -> tuple[Photo, tuple[int, int]]:
+        """The crop, and (width, height) of the whole image."""
+        image = load(path)
+        return self.middle(image=image)["image"], (image.shape[1], image.shape[0])
+
+
+class Photos:
+    """Photographs in crops of size_px / shrink: drawn at random in a `batch`, from the middle in `test_batches`.
+
+    Images are float in [0, 1].  Threads prepare one batch ahead of the network; neither their number nor their order
+    changes a bit of it.
+    """
+
+    synthetic = False
+    on_device = False
+
+    def __init__(self, listing: Listing, size_px: int, shrink: int | float = 1.0):
+        if not (shrink > 0 and size_px / shrink >= 1):
+            raise ValueError(f"data.size_px={size_px} over data.shrink={shrink} has to be a side of 1 px or more")
+        side_px = round(size_px / shrink)
+        self.listing = listing
+        self.classes = len(listing.classes)
+        self.in_shape = (3, side_px, side_px)
+        self.train, self.test = np.flatnonzero(listing.train), np.flatnonzero(~listing.train)
+        for half, name in ((self.train, "training"), (self.test, "test")):
+            if len(half) == 0:
+                raise ValueError(f"{os.path.commonpath(listing.paths)} has no {name} image")
+        self.cropper = Cropper(side_px)
+        self.pool = ThreadPoolExecutor(max_workers=os.cpu_count() or 1)
+        self.ahead: tuple[Generator, int, tuple[list[Future], Tensor]] | None = None
+
+    def to(self, device: torch.device) -> None:
+        """Nothing: the files stay on the disk, and `batch` puts each batch on its generator's device."""
+
+    def batch(self, n: int, generator: Generator) -> tuple[Float[Tensor, "b 3 s s"], Int[Tensor, " b"]]:
+        """n training examples, drawn with replacement, cropped and mirrored at random, on the generator's device."""
+        if self.ahead is not None and self.ahead[0] is generator and self.ahead[1] == n:
+            photos, label = self.ahead[2]
+        else:
+            photos, label = self._start(n, generator)
+        self.ahead = (generator, n, self._start(n, generator))  # while the network takes its step
+        u = torch.from_numpy(np.stack([photo.result() for photo in photos]))
+        return _to_unit(u.to(generator.device)), label
+
+    def _start(self, n: int, generator: Generator) -> tuple[list[Future], Tensor]:
+        draws = torch.randint(2**31 - 1, (2, n), generator=generator, device=generator.device)
+        index = self.train[(draws[0] % len(self.train)).cpu().numpy()]
+        seeds = draws[1].tolist()
+        photos = [
+            self.pool.submit(lambda i, seed: self.cropper.train(self.listing.paths[i], seed), i, seed)
+            for i, seed in zip(index, seeds, strict=True)
+        ]
+        return photos, torch.from_numpy(self.listing.labels[index]).to(generator.device)
+
+    def test_batches(self) -> Iterator[tuple[Float[Tensor, "b 3 s s"], Any]]:
+        """The test set in its order, each batch with its `target`."""
+        following: list[Future] = []
+        for start in [*range(0, len(self.test), TEST_BATCH), len(self.test)]:
+            running, following = following, [
+                self.pool.submit(lambda i: self.cropper.test(self.listing.paths[i]), i)
+                for i in self.test[start : start + TEST_BATCH]
+            ]  # fmt: skip
+            if running:
+                photos, sizes = zip(*(future.result() for future in running), strict=True)
+                part = slice(start - len(running), start)
+                yield _to_unit(torch.from_numpy(np.stack(photos))), self.target(part, np.array(sizes))
+
+    def target(self, part: slice, sizes: Int[np.ndarray, "b 2"]) -> Any:
+        """What the objective's test reads of this part of the test set, whose images have these (width, height)."""
+        return torch.from_numpy(self.listing.labels[self.test[part]])
+
+    def checksums(self) -> dict[str, str]:
+        """sha256 over names, labels and bytes of the images of each half, for the record."""
+        sums = {}
+        for name, half in (("train", self.train), ("test", self.test)):
+            digest = hashlib.sha256()
+            for i in half:
+                digest.update(f"{self.listing.names[i]} {self.listing.labels[i]} ".encode())
+                digest.update(self.listing.paths[i].read_bytes())
+            sums[name] = digest.hexdigest()
+        return sums
+
+
+def _to_unit(u: UInt8[Tensor, "b s s 3"]) -> Float[Tensor, "b 3 s s"]:
+    return u.permute(0, 3, 1, 2).float() / 255  # channels last in memory, as the network's weights

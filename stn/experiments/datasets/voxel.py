@@ -1,0 +1,169 @@
+"""3D MNIST (A.3): a digit extruded into a slab, at a random place and pose in a volume that is mostly empty.
+
+Coordinates are those of `stn.sampler`, in the order (x, y, z) over a volume (D, H, W): [-1, 1] each way, whatever
+`size_px`.  Lengths in px are those of the 60^3 volume; the digit's square is 28 px wide in it.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Float, Int, UInt8
+from torch import Generator, Tensor
+
+from stn.experiments.datasets.distortions import DIGIT_PX, constant
+from stn.experiments.datasets.mnist import TEST_SEED, checksum, load_digits
+from stn.sampler import regular_grid, sample
+from stn.transforms import Affine3d
+
+REVISION = 1  # raise it when a change alters an image, a label or how they are drawn
+VOLUME_PX = 60
+LEAST_PX = 24  # with fewer voxels a side nothing is left for A.4's CNN
+AT_ONCE = 8  # volumes rendered at once: their grid stays in the cache
+TEST_VOXELS = 50 * VOLUME_PX**3  # of a test batch
+BYTES_PER_VOXEL = 40  # of a training batch, forward and backward together; measured, see docs/3d.md
+Params = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Pose:
+    """Turn by U(-max_angle, max_angle) about x, then y, then z; then a uniformly random place.
+
+    The turned slab, DIGIT_PX x DIGIT_PX x thickness_px, stays inside the volume.
+    """
+
+    max_angle_deg: float
+    thickness_px: float
+
+    def draw(self, n: int, generator: Generator, dtype: torch.dtype = torch.float32) -> Params:
+        """angle_deg (n, 3) about x, y and z; shift_px (n, 3): the slab's centre off the volume's, in x, y, z."""
+
+        def uniform() -> Tensor:  # U(-1, 1)
+            return 2 * torch.rand(n, 3, generator=generator, device=generator.device, dtype=dtype) - 1
+
+        angle_deg = self.max_angle_deg * uniform()
+        half = constant((DIGIT_PX / 2, DIGIT_PX / 2, self.thickness_px / 2), dtype, generator.device)
+        room_px = VOLUME_PX / 2 - rotation(angle_deg).abs() @ half
+        return {"angle_deg": angle_deg, "shift_px": room_px * uniform()}
+
+
+def rotation(angle_deg: Float[Tensor, "b 3"]) -> Float[Tensor, "b 3 3"]:
+    """R = R_z R_y R_x, each right-handed in (x, y, z): z points into the screen, so about z clockwise on it."""
+    x, y, z = torch.deg2rad(angle_deg).unbind(1)
+    cos, sin, zero, one = torch.cos, torch.sin, torch.zeros_like(x), torch.ones_like(x)
+    r_x = torch.stack([one, zero, zero, zero, cos(x), -sin(x), zero, sin(x), cos(x)], 1).view(-1, 3, 3)
+    r_y = torch.stack([cos(y), zero, sin(y), zero, one, zero, -sin(y), zero, cos(y)], 1).view(-1, 3, 3)
+    r_z = torch.stack([cos(z), -sin(z), zero, sin(z), cos(z), zero, zero, zero, one], 1).view(-1, 3, 3)
+    return r_z @ r_y @ r_x
+
+
+def render(
+    digits: UInt8[Tensor, "b 28 28"], params: Params, thickness_px: float, size_px: int
+) -> Float[Tensor, "b 1 s s s"]:
+    """The volumes of extruded digits in the poses of `Pose.draw`, in [0, 1] with 0 for the background.
+
+    A slab is constant along its own z, so a voxel is the digit read bilinearly at the slab's (x, y) times the part of
+    its width that lies between the slab's faces: a third of what trilinear reading costs.  Only a cube that holds the
+    slab in any pose is computed, at a whole-voxel place of its own.
+    """
+    voxel_px = VOLUME_PX / size_px
+    back, shift = rotation(params["angle_deg"]).mT, params["shift_px"] / voxel_px
+    diagonal_px = math.hypot(DIGIT_PX, DIGIT_PX, thickness_px)
+    side = min(math.ceil(diagonal_px / voxel_px) + 2, size_px)  # a voxel each way for soft faces and whole places
+    corner = (shift + (size_px - side) / 2).round().clamp(0, size_px - side)
+    centre = corner + (side - size_px) / 2
+    # slab = R^T (cube - shift), in units of the digit's half side
+    theta = torch.cat([back * side / 2, back @ (centre - shift)[:, :, None]], dim=2) * 2 * voxel_px / DIGIT_PX
+    target = regular_grid((side,) * 3, theta.dtype, theta.device)
+    u = theta.new_zeros(len(digits), 1, *(size_px,) * 3)
+    line = torch.arange(side, device=theta.device)
+    for first in range(0, len(digits), AT_ONCE):
+        part = slice(first, first + AT_ONCE)
+        xy, depth = Affine3d()(theta[part].flatten(1), target).split([2, 1], dim=2)
+        inside = ((thickness_px - depth.mT.abs() * DIGIT_PX) / (2 * voxel_px) + 0.5).clamp(0, 1)
+        ink = sample(digits[part, None].to(theta.dtype) / 255, xy, (1, len(target)))
+        x, y, z = (corner[part, :, None].long() + line).unbind(1)
+        place = ((z[:, :, None, None] * size_px + y[:, None, :, None]) * size_px + x[:, None, None, :]).flatten(1)
+        u[part].flatten(1).scatter_(1, place, (ink[:, 0] * inside).flatten(1))
+    return u
+
+
+def free_bytes(device: torch.device) -> int | None:
+    """Memory that can still be had on a device; None where the system does not say (no Linux, no CUDA)."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
+    info = Path("/proc/meminfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")), None)
+
+
+def check_memory(n: int, size_px: int, device: torch.device) -> None:
+    """Raise ValueError, in one line, unless there is memory for training steps with n volumes of size_px^3 voxels."""
+    need, free = n * size_px**3 * BYTES_PER_VOXEL, free_bytes(device)
+    if free is not None and need > free:
+        raise ValueError(
+            f"{n} volumes of {size_px}^3 voxels take about {need / 1e9:.1f} GB, forward and backward, and "
+            f"{free / 1e9:.1f} GB are free on {device.type}: lower schedule.batch_size={n} or data.size_px={size_px}"
+            if n > 1
+            else f"one volume of {size_px}^3 voxels takes about {need / 1e9:.1f} GB, forward and backward, and "
+            f"{free / 1e9:.1f} GB are free on {device.type}: lower data.size_px={size_px}"
+        )
+
+
+class VoxelMnist:
+    """3D MNIST: `batch` draws fresh training volumes; the frozen test set is 10,000 digits and their poses.
+
+    The digits live on one device (`to`) as uint8 and the volumes are rendered there, batch by batch.
+    `in_shape` is (1, S, S, S), `classes` 10.
+    """
+
+    classes = 10
+    synthetic = False
+    on_device = False
+
+    def __init__(self, root: str | Path, size_px: int, max_angle_deg: float, thickness_px: float):
+        if not isinstance(size_px, int) or size_px < LEAST_PX:
+            raise ValueError(
+                f"data.size_px={size_px} has to be a whole number of voxels, {LEAST_PX} or more; the paper's is 60"
+            )
+        check_memory(1, size_px, torch.device("cpu"))  # test volumes are rendered there
+        self.fits = 0  # volumes of a batch that have been found to fit
+        self.in_shape = (1, size_px, size_px, size_px)
+        self.pose = Pose(max_angle_deg, thickness_px)
+        self.digits, self.labels = load_digits(root, "train")
+        self.test_digits, self.test_labels = load_digits(root, "t10k")
+        generator = Generator().manual_seed(TEST_SEED)
+        self.test_params = self.pose.draw(len(self.test_digits), generator, torch.float64)
+
+    def to(self, device: torch.device) -> None:
+        """Move the training digits to `device`."""
+        self.digits, self.labels = self.digits.to(device), self.labels.to(device)
+
+    def batch(self, n: int, generator: Generator) -> tuple[Float[Tensor, "b 1 s s s"], Int[Tensor, " b"]]:
+        """n training volumes, drawn with replacement in fresh poses, on the generator's device.
+
+        Raises ValueError, before anything is allocated, where there is no memory for them.
+        """
+        if n > self.fits:
+            check_memory(n, self.in_shape[1], generator.device)
+            self.fits = n
+        index = torch.randint(len(self.digits), (n,), generator=generator, device=generator.device)
+        params = self.pose.draw(n, generator)
+        return render(self.digits[index], params, self.pose.thickness_px, self.in_shape[1]), self.labels[index]
+
+    def test_volumes(self, index: Int[Tensor, " b"]) -> Float[Tensor, "b 1 s s s"]:
+        """These volumes of the frozen test set."""
+        params = {key: value[index].float() for key, value in self.test_params.items()}
+        return render(self.test_digits[index], params, self.pose.thickness_px, self.in_shape[1])
+
+    def test_batches(self) -> Iterator[tuple[Float[Tensor, "b 1 s s s"], Int[Tensor, " b"]]]:
+        """The frozen test set, rendered batch by batch: as 8-bit voxels it would take 2 GB."""
+        n = max(1, TEST_VOXELS // self.in_shape[1] ** 3)
+        for index in torch.arange(len(self.test_labels)).split(n):
+            yield self.test_volumes(index), self.test_labels[index]
+
+    def checksums(self) -> dict[str, str]:
+        """sha256 of the training digits, and of the test digits with the poses that make their volumes."""
+        return {"train": checksum(self.digits), "test": checksum(self.test_digits, *self.test_params.values())}

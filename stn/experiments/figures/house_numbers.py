@@ -1,0 +1,33 @@
+"""Table 2 right, (b): the boxes that ST-CNN Multi's four transformers make together."""
+
+from functools import reduce
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from stn import Affine, trace
+from stn.experiments import draw
+from stn.experiments.datasets.svhn import NULL
+from stn.experiments.figures import trained
+
+SIDE_PX = 112
+
+
+def text(labels: Tensor) -> str:
+    return "".join(str(digit) for digit in labels.tolist() if digit != NULL)
+
+
+def boxes(runs: Path, data: str, size_px: int) -> Image.Image:
+    """The first 16 test images under one quadrilateral, the four affine maps composed, and the predicted number."""
+    network, numbers = trained("svhn_multi", runs, name=data, size_px=size_px)
+    u, label = (part[:16] for part in next(iter(numbers.test_batches())))
+    with torch.no_grad():
+        predicted = network(u).argmax(-1)
+    together = reduce(Affine().compose, [warp.theta for warp in trace(network, u)]).view(-1, 2, 3)
+    pictures = [
+        draw.caption(draw.box_tile(x, m, SIDE_PX), text(p), "black" if torch.equal(p, true) else "red")
+        for x, m, p, true in zip(u, together, predicted, label, strict=True)
+    ]
+    return draw.stack([pictures[:8], pictures[8:]])

@@ -1,0 +1,62 @@
+"""What makes a run the run it is: a digest of what was asked for, and the name that people read.
+
+The identity is made of names and values alone: of experiment, data, model, objective, optimiser, schedule and seed, and
+of the revisions of the code that computes them.  It holds no import path, so that code may move; no path, device,
+thread or precision that the machine chose, so that a run is the same run everywhere.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+GROUPS = ("data", "model", "objective", "optimizer", "schedule")
+PATHS = ("root",)  # keys of a group that say where something lies on this machine
+
+# Keys that came after the first records, each with the value under which everything is computed as before it came.
+# With that value a key is no part of the identity, so that a new one leaves every run's name as it was.
+LATER: dict[str, Any] = {"data.test_split": "test"}
+
+
+def asked(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The groups of a resolved config, without paths."""
+    return {group: {k: v for k, v in config[group].items() if k not in PATHS} for group in GROUPS}
+
+
+def of(
+    experiment: str,
+    schedule: str,
+    seed: int,
+    groups: Mapping[str, Any],
+    revisions: Mapping[str, int],
+    precision: str | None = None,
+) -> str:
+    """Ten hexadecimal digits; `schedule` is the schedule's name, `precision` one that was asked for, not chosen."""
+    whole: dict[str, Any] = {"experiment": experiment, "schedule": schedule, "seed": seed, "revisions": revisions}
+    whole["config"] = {group: _without_later(group, settings) for group, settings in groups.items()}
+    if precision is not None:
+        whole["precision"] = precision
+    return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()[:10]
+
+
+def _without_later(path: str, value: Any) -> Any:
+    if not isinstance(value, Mapping):
+        return value
+    kept = {}
+    for key, inner in value.items():
+        place = f"{path}.{key}"
+        if place not in LATER or inner != LATER[place]:
+            kept[key] = _without_later(place, inner)
+    return kept
+
+
+def run_name(experiment: str, schedule: str, seed: int, groups: Mapping[str, Any], digits: str) -> str:
+    """<experiment>-<what data>-<schedule>-seed<k>-<identity>: the name of the run's folder and of its W&B run."""
+    data = groups["data"]
+    if "distortion" in data:
+        what = data["distortion"]["name"]
+    elif "digit" in data:
+        what = str(data["digit"])
+    else:
+        what = "-".join(str(data[key]) for key in ("name", "size_px") if key in data)
+    return f"{experiment}-{what}-{schedule}-seed{seed}-{digits}"

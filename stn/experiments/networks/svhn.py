@@ -1,0 +1,140 @@
+"""The networks of A.5 for house numbers: one CNN with a softmax per digit, bare or with one or four transformers."""
+
+from collections import OrderedDict
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from stn.localisation import Regression, num_features
+from stn.transformer import SpatialTransformer
+from stn.transforms import Transform
+
+REVISION = 1  # raise it when a change alters what is computed
+Shape = tuple[int, int, int]
+CHANNELS = (48, 64, 128, 160, 192, 192, 192, 192)  # of the convolutions, 5 x 5, padded by 2
+POOLED = (1, 3, 5, 7)  # the convolutions that a max pool of 2 x 2 follows
+AT = {"none": 0, "single": 1, "multi": 4}  # how many of the first convolutions a transformer stands before
+UNITS = 3072  # of each of the three fully connected layers
+
+
+class Standardise(nn.Module):
+    """Every image less its mean, over its standard deviation (Goodfellow et al. 2013 take off the mean)."""
+
+    def forward(self, u: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        std, mean = torch.std_mean(u, dim=(1, 2, 3), keepdim=True)
+        return (u - mean) / (std + 1e-2)
+
+
+class Heads(nn.Linear):
+    """One classifier per place of the sequence: (B, F) -> (B, places, classes)."""
+
+    def __init__(self, in_features: int, places: int, classes: int):
+        super().__init__(in_features, places * classes)
+        self.shape = (places, classes)
+
+    def forward(self, x: Float[Tensor, "b f"]) -> Float[Tensor, "b l k"]:
+        return super().forward(x).unflatten(1, self.shape)
+
+
+def _scaled(n: int, width: float) -> int:
+    """n x width as whole channels, a multiple of 4."""
+    return max(4, round(n * width / 4) * 4)
+
+
+def convolutional(in_shape: Shape, transform: Transform, width: float) -> nn.Sequential:
+    """A.5's localisation of ST-CNN Single: conv 5x5/32 - max 2 - conv 5x5/32 - FC 32 - FC 32 - theta."""
+    n = _scaled(32, width)
+    features = nn.Sequential(
+        Standardise(),
+        nn.Conv2d(in_shape[0], n, 5, padding=2),
+        nn.MaxPool2d(2),
+        nn.ReLU(),
+        nn.Conv2d(n, n, 5, padding=2),
+        nn.ReLU(),
+        nn.Flatten(),
+    )
+    return nn.Sequential(
+        *features, nn.Linear(num_features(features, in_shape), 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(),
+        Regression(32, transform),
+    )  # fmt: skip
+
+
+def fully_connected(in_shape: Shape, transform: Transform) -> nn.Sequential:
+    """A.5's localisation of ST-CNN Multi: FC 32 - FC 32 - theta, on the whole feature map."""
+    first = [Standardise()] if in_shape[0] == 3 else []
+    n_in = torch.Size(in_shape).numel()
+    return nn.Sequential(
+        *first, nn.Flatten(), nn.Linear(n_in, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), Regression(32, transform)
+    )
+
+
+def initialise(network: nn.Module) -> None:
+    """He et al. 2015: the variance of the activations stays the same through eleven layers of ReLU.
+
+    Not in the localisation networks, where PyTorch's smaller start makes theta's first steps some 30 times smaller:
+    with He's one step of noise can throw a window out of the image.
+    """
+    transformers = [module for module in network.modules() if isinstance(module, SpatialTransformer)]
+    others = {layer for transformer in transformers for layer in transformer.localisation.modules()}
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear) and not isinstance(module, Heads) and module not in others:
+            nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+            assert module.bias is not None
+            nn.init.zeros_(module.bias)
+
+
+def build(
+    in_shape: Shape,
+    classes: int,
+    places: int = 5,
+    transformers: str = "none",
+    transform: Transform | None = None,
+    kernel: str = "bilinear",
+    width: int | float = 1.0,
+    dropout: int | float = 0.5,
+) -> nn.Sequential:
+    """The CNN of A.5 with `places` softmaxes of `classes`, a spatial transformer before its first convolution
+    (`transformers` = "single"), before each of its first four ("multi"), or none.
+
+    `width` scales channels and units, and 1 is the paper's.  Dropout comes after every hidden layer but the first
+    convolution.  ReLU comes after the pool: the same function on a quarter of the map.
+    """
+    if transformers not in AT:
+        raise ValueError(f"unknown model.transformers={transformers!r}: choose one of {', '.join(AT)}")
+    if transformers != "none" and transform is None:
+        raise ValueError("model.transform is missing: a localisation network needs one to predict")
+    if in_shape[1] % 16 or in_shape[2] % 16:
+        raise ValueError(f"data.size_px={in_shape[1]} has to be a multiple of 16: four pools halve it")
+    if not width > 0 or not 0 <= dropout < 1:
+        raise ValueError(f"model.width={width} has to be above 0, and model.dropout={dropout} from 0 to below 1")
+    layers: OrderedDict[str, nn.Module] = OrderedDict()
+    channels, h, w = in_shape
+    for i, n_out in enumerate((_scaled(n, width) for n in CHANNELS), start=1):
+        shape = (channels, h, w)
+        if transform is not None and i <= AT[transformers]:
+            whole = transformers == "single"
+            localisation = convolutional(shape, transform, width) if whole else fully_connected(shape, transform)
+            layers[f"st{i}"] = SpatialTransformer(localisation, transform, kernel=kernel)
+        if i == 1:  # after the transformer, which reads 0 outside of the image
+            layers["standardise"] = Standardise()
+        layers[f"conv{i}"] = nn.Conv2d(channels, n_out, 5, padding=2)
+        if i in POOLED:
+            layers[f"pool{i}"] = nn.MaxPool2d(2)
+            h, w = h // 2, w // 2
+        layers[f"relu{i}"] = nn.ReLU()
+        if i > 1 and dropout:
+            layers[f"dropout{i}"] = nn.Dropout(dropout)
+        channels = n_out
+    layers["flatten"] = nn.Flatten()
+    features = channels * h * w
+    units = _scaled(UNITS, width)
+    for i in range(len(CHANNELS) + 1, len(CHANNELS) + 4):
+        layers[f"fc{i}"], layers[f"relu{i}"] = nn.Linear(features, units), nn.ReLU()
+        if dropout:
+            layers[f"dropout{i}"] = nn.Dropout(dropout)
+        features = units
+    layers["heads"] = Heads(features, places, classes)
+    network = nn.Sequential(layers)
+    initialise(network)
+    return network

@@ -1,0 +1,97 @@
+"""The classifiers of A.3: a volume's projection read by A.4's CNN, with and without a 3D spatial transformer."""
+
+from collections import OrderedDict
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from stn.experiments.networks.mnist import Localisation, Shape, cnn
+from stn.experiments.networks.sizing import solve_width
+from stn.localisation import Regression, num_features
+from stn.transformer import SpatialTransformer
+from stn.transforms import Transform
+
+REVISION = 1  # raise it when a change alters what is computed
+
+
+class ScaledPool3d(nn.AvgPool3d):
+    """`scale` times the mean over k x k x k voxels; ONNX's average pool has no divisor of its own."""
+
+    def __init__(self, kernel_size: int, scale: float):
+        super().__init__(kernel_size)
+        self.scale = scale
+
+    def forward(self, u: Float[Tensor, "b c d h w"]) -> Float[Tensor, "b c d2 h2 w2"]:
+        return self.scale * super().forward(u)
+
+
+def convolutional(in_shape: Shape, transform: Transform, channels: int = 20, downsample: int = 4) -> nn.Sequential:
+    """A.4's localisation in three dimensions: volume / downsample - twice (conv 5^3 - max 2) - FC - theta.
+
+    Convolutions and FC have `channels` outputs each; the convolutions are padded, since a pose shows in where the parts
+    of a digit lie, up to the volume's edge.  Each input is the sum of downsample^3 voxels, divided by `downsample`:
+    nearly all of a volume is empty, and from means the place of a digit is learnt more slowly (docs/3d.md).
+    Raises ValueError on a volume of fewer than `downsample` voxels a side.
+    """
+    if min(in_shape[1:]) < downsample:
+        raise ValueError(
+            f"data.size_px={min(in_shape[1:])} is too small for a localisation network that reads it downsampled by "
+            f"{downsample}: take {downsample} or more"
+        )
+    features = nn.Sequential(
+        ScaledPool3d(downsample, float(downsample**2)),
+        nn.Conv3d(in_shape[0], channels, 5, padding=2),
+        nn.MaxPool3d(2, ceil_mode=True),
+        nn.ReLU(),
+        nn.Conv3d(channels, channels, 5, padding=2),
+        nn.MaxPool3d(2, ceil_mode=True),
+        nn.ReLU(),
+        nn.Flatten(),
+    )
+    return nn.Sequential(
+        features, nn.Linear(num_features(features, in_shape), channels), nn.ReLU(), Regression(channels, transform)
+    )
+
+
+class Projection(nn.Module):
+    """The volume's depth flattened (A.3): the sum over z, over `unit`, a thickness that then becomes 1."""
+
+    def __init__(self, unit: float = 28.0):
+        super().__init__()
+        self.unit = unit
+
+    def forward(self, u: Float[Tensor, "b c d h w"]) -> Float[Tensor, "b c h w"]:
+        return u.sum(2) / self.unit
+
+
+def build(
+    in_shape: Shape,
+    classes: int,
+    budget: int,
+    localisation: Localisation | None = None,
+    transform: Transform | None = None,
+    out_px: int | None = None,
+    kernel: str = "bilinear",
+) -> nn.Module:
+    """[a 3D spatial transformer with an output of out_px^3 -] projection - A.4's CNN, as wide as the budget allows.
+
+    Half of the input's side is a good `out_px`: at the identity each output voxel is then the mean of 2^3 input voxels
+    exactly (its centre is their common corner), so nothing aliases, and zoomed in by 2 it is the input's resolution.
+    """
+    if localisation is None:
+
+        def plain(width: int) -> nn.Module:
+            return nn.Sequential(Projection(), cnn((in_shape[0], *in_shape[2:]), width, classes))
+
+        return plain(solve_width(plain, budget))
+    if transform is None:
+        raise ValueError("model.transform is missing: a localisation network needs one to predict")
+    size = in_shape[1:] if out_px is None else (out_px,) * 3
+
+    def whole(width: int) -> nn.Module:
+        transformer = SpatialTransformer(localisation(in_shape, transform), transform, size, kernel)
+        parts = {"transformer": transformer, "projection": Projection()}
+        parts["classifier"] = cnn((in_shape[0], *size[1:]), width, classes)
+        return nn.Sequential(OrderedDict(parts))
+
+    return whole(solve_width(whole, budget))

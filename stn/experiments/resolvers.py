@@ -1,0 +1,15 @@
+"""The `${...:}` of conf/ that are ours."""
+
+from omegaconf import OmegaConf
+
+
+def gpus_of_a_job() -> int:
+    """What a job of a sweep reserves for itself: one GPU where this machine has any."""
+    import torch
+
+    return int(torch.cuda.is_available())
+
+
+def register() -> None:
+    """Make them known; a launcher's worker process, which never ran run.py's first lines, needs them again."""
+    OmegaConf.register_new_resolver("gpus_of_a_job", gpus_of_a_job, use_cache=True, replace=True)

@@ -1,0 +1,74 @@
+"""The model card of the kept networks: what each is, made from its record."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from stn.experiments.results import tables
+from stn.experiments.results.records import Record
+from stn.experiments.results.report import duration
+from stn.experiments.results.tables import Table
+
+INTRO = """# Recorded networks
+
+Written by `make records` from the records.  Each file is the state of one network in float16 (safetensors), and
+`index.json` has its sha256 and size.  `zoo.load` builds the network from its record, in float32 and eval mode:
+
+```python
+from stn.experiments import zoo
+
+recorded = zoo.load("{first}")
+recorded.network, recorded.in_shape, recorded.record
+```
+
+Each network is one run with one seed, trained to be measured on these data alone; nothing is known about it on others.
+Not for use where an error matters.  MIT licence; `data/README.md` has source and licence of the data.
+"""
+
+
+def standing(record: Record, known: list[Table]) -> str:
+    """Where the record stands in the paper's tables, with the paper's figure."""
+    for table in known:
+        if tables.belongs(table, record) and record["experiment"] not in table.borrowed:
+            column = tables.column_of(table, record)
+            figure = table.paper.get(record["experiment"], {}).get(column)
+            paper = "the paper gives no figure for it" if figure is None else f"the paper's figure is {figure}"
+            if record["synthetic"]:
+                paper = "trained and tested on **synthetic data**, so the paper's figure is no comparison"
+            return f"{table.title.split(':')[0]}, {table.rows[record['experiment']]}, {table.columns[column]}; {paper}."
+    return "It is in no table of the paper."
+
+
+def section(record: Record, known: list[Table]) -> str:
+    """What is known of one network, in Markdown."""
+    config = record["config"]
+    metrics = ", ".join(f"`{name}` {value:.2f} %" for name, value in record["metrics"].items())
+    lines = [
+        f"- {metrics or 'no metric'} on the frozen test set, seed {record['seed']}.  {standing(record, known)}",
+        f"- {record['params']:,} trainable parameters, input {' x '.join(map(str, record['in_shape']))}; schedule "
+        f"`{record['schedule']}`: {record['steps']:,} steps of {config['schedule'].get('batch_size')} examples in "
+        f"{duration(record['seconds'])} on {record['device']}, {record['precision']}.",
+        f"- Model: {settings(config['model'])}",
+        f"- Data: {settings(config['data'])}",
+    ]
+    if config["data"]["name"] == "mnist":  # the images that these two make
+        commands = [f"`python scripts/export_onnx.py {record['id']}`"]
+        if config["model"].get("transform"):
+            commands.insert(0, f"`python scripts/predict.py IMAGE... --model {record['id']}`")
+        lines.append(f"- Use: {', '.join(commands)}")
+    return "\n".join([f"## {record['id']}", "", *lines, ""])
+
+
+def settings(group: Mapping[str, Any]) -> str:
+    """name mnist, classifier cnn, distortion (name rts, canvas_px 42)."""
+
+    def text(value: Any) -> str:
+        return f"({settings(value)})" if isinstance(value, Mapping) else "none" if value is None else str(value)
+
+    return ", ".join(f"{key} {text(value)}" for key, value in group.items())
+
+
+def page(records: list[Record], known: list[Table]) -> str:
+    """The card of all of them."""
+    in_order = sorted(records, key=lambda record: record["id"])
+    first = in_order[0]["id"] if in_order else "ID"
+    return "\n".join([INTRO.replace("{first}", first), *(section(record, known) for record in in_order)])

@@ -1,0 +1,125 @@
+"""What a record has to hold (version 2), key by key: anybody may have written the file."""
+
+import json
+import math
+import re
+from collections.abc import Callable
+from typing import Any
+
+from stn.experiments.identity import GROUPS
+
+VERSION = 2
+LARGE = 1e18  # no number in a record comes near it
+Record = dict[str, Any]
+Check = Callable[[Any], bool]
+
+
+def _text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and -LARGE < value < LARGE
+
+
+def _whole(least: int = 0) -> Check:
+    return lambda value: _number(value) and isinstance(value, int) and value >= least
+
+
+def _bool(value: Any) -> bool:
+    return isinstance(value, bool)
+
+
+def _or_null(check: Check) -> Check:
+    return lambda value: value is None or check(value)
+
+
+def _every(check: Check) -> Check:
+    """A list of values that pass the check."""
+    return lambda value: isinstance(value, list) and all(check(one) for one in value)
+
+
+def _each(check: Check) -> Check:
+    """A mapping to values that pass the check."""
+    return lambda value: isinstance(value, dict) and all(check(one) for one in value.values())
+
+
+def _mapping(value: Any) -> bool:
+    return isinstance(value, dict)
+
+
+def _config(value: Any) -> bool:
+    if not (_each(_mapping)(value) and set(GROUPS) <= set(value)):
+        return False
+    data = value["data"]
+    distortion = data.get("distortion", {"name": ""})
+    return _text(data.get("name")) and _mapping(distortion) and _text(distortion.get("name"))
+
+
+def _in_curve(value: Any) -> bool:
+    """NaN and infinity may stand in the curve of a run that failed."""
+    return _number(value) or (isinstance(value, float) and not math.isfinite(value))
+
+
+def _entry(value: Any) -> bool:
+    return _each(_in_curve)(value) and _number(value.get("step"))
+
+
+REQUIRED: dict[str, Check] = {  # in the order of a record
+    "version": _whole(),
+    "id": lambda value: _text(value) and re.fullmatch(r"\w[\w.-]*", value) is not None,  # it names files
+    "experiment": _text,
+    "schedule": _text,
+    "seed": _whole(),
+    "status": lambda value: value in ("finished", "failed", "unfinished"),
+    "metrics": _each(_number),
+    "params": _whole(),
+    "steps": _whole(1),
+    "seconds": lambda value: _number(value) and value >= 0,
+    "precision": _text,
+    "budget": _or_null(_whole()),
+    "smoke": _bool,
+    "synthetic": _bool,
+    "in_shape": _every(_whole(1)),
+    "classes": _whole(1),
+    "config": _config,
+    "revisions": _each(_whole()),
+    "overrides": _every(_text),
+    "versions": _each(_text),
+    "device": _text,
+    "threads": _whole(1),
+    "commit": _or_null(_text),
+    "dirty": _or_null(_bool),
+    "data_sha256": _each(_text),
+}
+OPTIONAL: dict[str, Check] = {
+    "failure": _text,
+    "failed_step": _whole(),
+    "step": _whole(),
+    "samples_per_s": _or_null(_number),
+    "finished_at": _text,
+    "old_id": _text,
+    "curve": _every(_entry),
+}
+
+
+def checked(record: Any, what: str, remedy: str) -> Record:
+    """The record itself.  Raises ValueError, in one line, where it is no record of this version."""
+    found = record.get("version") if isinstance(record, dict) else type(record).__name__
+    if found != VERSION:
+        raise ValueError(f"{what} has version {found!r:.40}, this code reads version {VERSION}: {remedy}")
+    failed = ["failure"] if record.get("status") == "failed" else []
+    if missing := [key for key in [*REQUIRED, *failed] if key not in record]:
+        raise ValueError(f"{what} lacks {', '.join(missing)}: {remedy}")
+    for key, fits in (REQUIRED | OPTIONAL).items():
+        if key in record and not fits(record[key]):
+            raise ValueError(f"{what} has {key}={record[key]!r:.60}, which cannot be: {remedy}")
+    return record
+
+
+def parsed(text: bytes, what: str, remedy: str) -> Any:
+    """JSON.  Raises ValueError, in one line, where it is none."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{what} is damaged ({error}): {remedy}") from None

@@ -1,0 +1,226 @@
+"""Records: what a run asked for and what came of it; tables, figures and reports are made of nothing else.
+
+A run leaves `result.json` (version 2, docs/records.md explains its keys).  The records that stay are in three files in
+git: records.jsonl, one run a line; curves.jsonl; and environments.json, which names machines and data once.  A record
+is data: reading one calls nothing that it names.
+"""
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from stn.experiments.results.checks import REQUIRED, VERSION, Record, checked, parsed
+
+__all__ = [
+    "REQUIRED",
+    "VERSION",
+    "Record",
+    "keep",
+    "read",
+    "read_all",
+    "read_kept",
+    "read_runs",
+    "replace",
+    "thin",
+    "write",
+]
+
+POINTS = 100  # of a curve that is kept or drawn
+RESTORE = "`git checkout` the file to restore it"
+DIGITS = 4  # significant ones of a kept curve's values
+ENVIRONMENT = ("versions", "device")  # keys of a record that stand in environments.json
+LINE = ("version", "id", "experiment", "schedule", "seed", "status", "metrics", "params", "steps", "seconds",
+        "samples_per_s", "precision", "budget", "smoke", "synthetic", "in_shape", "classes", "config", "revisions",
+        "overrides", "environment", "data", "threads", "commit", "dirty", "finished_at", "old_id")  # fmt: skip
+
+
+def read(path: Path) -> Record:
+    """The record in `path`.  Raises ValueError, in one line, on anything that is not a whole record of this version."""
+    what, remedy = f"the record {path}", "delete it to run again"
+    return checked(parsed(path.read_bytes(), what, remedy), what, remedy)
+
+
+def write(path: Path, record: Record) -> None:
+    """Write a record in one step."""
+    replace(path, json.dumps(record, indent=1))
+
+
+def replace(path: Path, text: str) -> bool:
+    """Write a file in one step, so that it is whole or as it was.  False where it holds the text already."""
+    if path.is_file() and path.read_bytes() == text.encode():
+        return False
+    scratch = path.with_name(f".{path.name}.tmp")
+    try:
+        with open(scratch, "w", newline="") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(scratch, path)
+    finally:
+        scratch.unlink(missing_ok=True)
+    return True
+
+
+def read_all(runs: Path, results: Path, damaged: list[str] | None = None, curves: bool = False) -> list[Record]:
+    """The records of `runs`, then those that are kept in `results`; of the same id, the first."""
+    own = read_runs(runs, damaged)
+    mine = {record["id"] for record in own}
+    return own + [record for record in read_kept(results, curves, damaged) if record["id"] not in mine]
+
+
+def read_runs(runs: Path, damaged: list[str] | None = None, smoke: bool = False) -> list[Record]:
+    """The record of every run below a folder that has ended: of smoke runs alone, or of all others.
+
+    What is wrong with a record that cannot be read goes into `damaged`, where there is such a list; else it raises.
+    """
+    found: dict[str, Record] = {}
+    for path in sorted(runs.rglob("result.json")):
+        try:
+            record = read(path)
+        except ValueError as error:
+            _blame(error, damaged)
+            continue
+        if record["smoke"] == smoke:
+            found.setdefault(record["id"], record)
+    return list(found.values())
+
+
+def read_kept(results: Path, curves: bool = False, damaged: list[str] | None = None) -> list[Record]:
+    """The records in results/records.jsonl, as `read` gives them, but with a `curve` only where `curves` asks for it.
+
+    What is wrong with a line that cannot be read goes into `damaged`, where there is such a list; else it raises.
+    """
+    shared = _environments(results)
+    drawn = {}
+    for what, line in _lines(results / "curves.jsonl", damaged) if curves else ():
+        drawn[line["id"]] = (what, line)
+    found: dict[str, Record] = {}
+    for what, line in _lines(results / "records.jsonl", damaged):
+        try:
+            record = _expanded(line, shared, what)
+            found.setdefault(record["id"], record)
+            if record["id"] in drawn:
+                found[record["id"]] = _with_curve(record, *drawn[record["id"]])
+        except ValueError as error:
+            _blame(error, damaged)
+    return list(found.values())
+
+
+def keep(records: Iterable[Record], results: Path) -> list[str]:
+    """Add lines for the finished runs that have none yet, smoke runs left out.  Returns their ids.
+
+    A line that is there stays as it is.  Raises ValueError where one is damaged.
+    """
+    there = {record["id"] for record in read_kept(results, curves=True)}
+    new = {r["id"]: r for r in records if r["status"] == "finished" and not r["smoke"] and r["id"] not in there}
+    shared = _environments(results)
+    lines, curves = {}, {}
+    for name, record in new.items():
+        line = record | {
+            "environment": _named(shared["environments"], {key: record[key] for key in ENVIRONMENT}),
+            "data": _named(shared["data"], record["data_sha256"]),
+        }
+        lines[name] = json.dumps({key: line[key] for key in LINE if key in line})
+        if record.get("curve"):
+            curves[name] = json.dumps({"id": name} | _columns(record["curve"]))
+    if new:
+        replace(results / "environments.json", json.dumps(shared, indent=1, sort_keys=True) + "\n")
+        _add(results / "curves.jsonl", curves)
+        _add(results / "records.jsonl", lines)  # last, so that all that its lines name is there
+    return sorted(new)
+
+
+def thin(curve: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """At most POINTS entries: the last step and the mean values of each run of neighbours, where they are numbers."""
+    size = -(-len(curve) // POINTS)
+    entries = []
+    for i in range(0, len(curve), size or 1):
+        part = curve[i : i + size]
+        values: dict[str, list[float]] = {}
+        for key, value in (pair for entry in part for pair in entry.items() if math.isfinite(pair[1])):
+            values.setdefault(key, []).append(value)
+        entries.append({key: fmean(some) for key, some in values.items()} | {"step": part[-1]["step"]})
+    return entries
+
+
+def _blame(error: ValueError, damaged: list[str] | None) -> None:
+    if damaged is None:
+        raise error
+    damaged.append(str(error))
+
+
+def _lines(path: Path, damaged: list[str] | None) -> Iterator[tuple[str, Record]]:
+    """Of every line its place, for messages, and its content, which has an id."""
+    for number, text in enumerate(path.read_bytes().splitlines() if path.exists() else (), 1):
+        what = f"line {number} of {path}"
+        try:
+            content = parsed(text, what, RESTORE)
+            if not (isinstance(content, dict) and isinstance(content.get("id"), str)):
+                raise ValueError(f"{what} is damaged (it has no id): {RESTORE}")
+        except ValueError as error:
+            _blame(error, damaged)
+            continue
+        yield what, content
+
+
+def _environments(results: Path) -> dict[str, dict[str, Any]]:
+    path = results / "environments.json"
+    if not path.exists():
+        return {"environments": {}, "data": {}}
+    shared = parsed(path.read_bytes(), str(path), RESTORE)
+    if not (isinstance(shared, dict) and all(isinstance(shared.get(key), dict) for key in ("environments", "data"))):
+        raise ValueError(f"{path} is damaged (it lacks environments or data): {RESTORE}")
+    return shared
+
+
+def _named(known: dict[str, Any], content: dict[str, Any]) -> str:
+    """The key of `content`, which is among the known ones from now on."""
+    key = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
+    known[key] = content
+    return key
+
+
+def _expanded(line: Record, shared: dict[str, dict[str, Any]], what: str) -> Record:
+    """The record of a line, with what environments.json knows of its machine and its data."""
+    environment = shared["environments"].get(str(line.get("environment")))
+    data = shared["data"].get(str(line.get("data")))
+    if not (isinstance(environment, dict) and isinstance(data, dict)):
+        raise ValueError(f"{what} names an environment or data that environments.json does not have: {RESTORE}")
+    rest = {key: value for key, value in line.items() if key not in ("environment", "data")}
+    return checked(rest | environment | {"data_sha256": data}, what, RESTORE)
+
+
+def _columns(curve: list[dict[str, Any]]) -> dict[str, Any]:
+    """The values of every key of a curve, null where an entry has none."""
+    entries = thin(curve)
+    columns = {
+        key: [_rounded(entry.get(key)) for entry in entries] for key in dict.fromkeys(k for e in entries for k in e)
+    }
+    return {"step": [int(entry["step"]) for entry in entries]} | {k: v for k, v in columns.items() if k != "step"}
+
+
+def _rounded(value: int | float | None) -> float | None:
+    return None if value is None else float(f"{value:.{DIGITS}g}")
+
+
+def _with_curve(record: Record, what: str, line: Record) -> Record:
+    """A kept record with its curve, one entry a block, as a run has it."""
+    columns = {key: values for key, values in line.items() if key != "id"}
+    lists = [values for values in columns.values() if isinstance(values, list)]
+    if len(lists) < len(columns) or len({len(values) for values in lists}) > 1:
+        raise ValueError(f"{what} is damaged (it is no lists of one length): {RESTORE}")
+    rows = [dict(zip(columns, row, strict=True)) for row in zip(*lists, strict=True)]
+    curve = [{key: value for key, value in row.items() if value is not None} for row in rows]
+    return checked(record | {"curve": curve}, what, RESTORE)
+
+
+def _add(path: Path, lines: dict[str, str]) -> None:
+    """Add lines by id to a file that is sorted by it; one that is there stays as it is, to the letter."""
+    there = {json.loads(line)["id"]: line for line in (path.read_text().splitlines() if path.exists() else ())}
+    both = lines | there
+    replace(path, "".join(f"{both[name]}\n" for name in sorted(both)))

@@ -1,0 +1,279 @@
+"""The report: every record as one HTML page that needs no server, no network and no script.
+
+The page is a function of the records, conf/table, the pictures and results/not_run.yaml alone: the same files give the
+same bytes.
+"""
+
+import base64
+import math
+import mimetypes
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup, escape
+
+from stn.experiments.results import curves, tables
+from stn.experiments.results.records import Record
+from stn.experiments.results.tables import Cell, Table
+
+ONE_RUN_POINTS = 0.2  # what a single run, whose spread nobody knows, may be off the paper's figure: our choice
+ROUNDING_POINTS = 0.05  # the paper prints one decimal
+VERDICTS = {
+    "reached": f"ours is at most the paper's figure + {ROUNDING_POINTS} points (its rounding) + 2 standard errors of "
+    f"our mean over seeds; with one seed, at most + {ONE_RUN_POINTS} points",
+    "near": "not reached, but at most 1.5 times the paper's error",
+    "worse": "neither",
+    "no figure in the paper": "there is nothing to compare with",
+    "synthetic data": "the data were generated here, so the figure is never compared",
+    "failed": "the loss became no number; the reason is listed below",
+    "not run": "no record; the reason is listed below",
+}
+PICTURES = {".png", ".jpg", ".gif", ".webp", ".svg"}
+FILMS = {".mp4", ".webm"}
+
+
+def counts_errors(table: Table) -> bool:
+    """Whether less of the table's metric is better: errors are counted, not hits."""
+    return "error" in table.metric
+
+
+def verdict(cell: Cell, errors: bool) -> str:
+    """One of VERDICTS; `errors` says that the cell counts errors in percent, else it counts hits in percent."""
+    if cell.mean is None:
+        return "failed" if cell.failed else "not run"
+    if cell.synthetic:
+        return "synthetic data"
+    if cell.paper is None:
+        return "no figure in the paper"
+    ours, paper = (cell.mean, cell.paper) if errors else (100 - cell.mean, 100 - cell.paper)
+    margin = ONE_RUN_POINTS
+    if cell.std is not None:
+        margin = ROUNDING_POINTS + 2 * cell.std / math.sqrt(len(cell.values))
+    if ours <= paper + margin + 1e-9:
+        return "reached"
+    return "near" if ours <= 1.5 * paper else "worse"
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A cell as it is printed."""
+
+    column: str
+    ours: str
+    beside: str
+    verdict: str
+
+
+def show(cell: Cell, errors: bool) -> Shown:
+    """Ours as mean ± std; beside it the paper's figure, the difference and n."""
+    said = verdict(cell, errors)
+    paper = "paper: none" if cell.paper is None else f"paper {cell.paper}"
+    beside = [paper]
+    if said in ("reached", "near", "worse"):
+        assert cell.mean is not None
+        assert cell.paper is not None
+        beside.append(f"{cell.mean - cell.paper:+.2f}".replace("-", "\N{MINUS SIGN}"))
+    if cell.values:
+        beside.append(f"n = {len(cell.values)}")
+    if cell.values and cell.failed:
+        beside.append(f"{cell.failed} failed")
+    spread = "" if cell.std is None else f" ± {cell.std:.2f}"
+    return Shown(cell.column, said if cell.mean is None else f"{cell.mean:.2f}{spread}", ", ".join(beside), said)
+
+
+def duration(seconds: int | float) -> str:
+    """1.5 h, 12 min or 40 s."""
+    if seconds >= 5400:
+        return f"{seconds / 3600:.1f} h"
+    return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
+
+
+def span(values: Sequence[int | float], form: str = ",.0f") -> str:
+    """From the least to the greatest, one number where they are the same, "not recorded" where there is none."""
+    if not values:
+        return "not recorded"
+    texts = list(dict.fromkeys((format(min(values), form), format(max(values), form))))
+    return " to ".join(texts)
+
+
+def variants(table: Table, found: list[Record]) -> list[dict[str, Any]]:
+    """Every kind of data, schedule and budget that the table has records of."""
+    return [variant(table, *block) for block in tables.blocks(table, found)]
+
+
+def variant(table: Table, found: list[Record], schedule: str, budget: Any) -> dict[str, Any]:
+    """What the page says of one table under one schedule and budget."""
+    errors, width = counts_errors(table), len(table.columns)
+    mine = [r for r in found if tables.belongs(table, r) and (r["schedule"], r["budget"]) == (schedule, budget)]
+    cells = tables.cells(table, found, schedule, budget)
+    rows = [(cells[i].row, [show(c, errors) for c in cells[i : i + width]]) for i in range(0, len(cells), width)]
+    costs = []
+    for experiment, row in table.rows.items():
+        runs = [r for r in mine if r["experiment"] == experiment]
+        if runs:
+            steps_ms = [1000 * r["seconds"] / r["steps"] for r in runs]
+            speeds = [r["samples_per_s"] for r in runs if r.get("samples_per_s")]
+            costs.append((row, len(runs), span([r["params"] for r in runs]), duration(sum(r["seconds"] for r in runs)),
+                          span(steps_ms, ",.1f"), span(speeds)))  # fmt: skip
+    key = curves.quantity(table, mine)
+    drawn = curves.panels(table, mine, key) if key else []
+    synthetic = any(r["synthetic"] for r in mine)
+    seen = {r["experiment"] for r in mine}
+    legend = [(label, *curves.style(i)) for i, (name, label) in enumerate(table.rows.items()) if name in seen]
+    return {
+        "schedule": schedule,
+        "budget": budget,
+        "anchor": "-".join([table.name, schedule, str(budget), *(["synthetic"] if synthetic else [])]),
+        "text": tables.describe(found, table, schedule, budget),
+        "seconds": sum(r["seconds"] for r in mine),
+        "runs": len(mine),
+        "synthetic": synthetic,
+        "rows": rows,
+        "counts": Counter(cell.verdict for _, line in rows for cell in line),
+        "costs": costs,
+        "quantity": key,
+        "panels": [Markup(svg) for svg in drawn],
+        "legend": legend,
+    }
+
+
+def missing(shown: list[tuple[Table, list[dict[str, Any]]]], reasons: list[dict[str, str]]) -> list[tuple[str, ...]]:
+    """(table, schedule, which cells, why) of what has no run; `reasons` are the entries of results/not_run.yaml.
+
+    An entry fits where its table, schedule, row and column, each a pattern and any where not given, do;
+    the first counts.
+    """
+
+    def why(**cell: str) -> str:
+        fits = (e for e in reasons if all(fnmatch(text, str(e.get(key, "*"))) for key, text in cell.items()))
+        return next(fits, {}).get("why", "no reason is given in results/not_run.yaml")
+
+    lines: dict[tuple[str, str, str], dict[str, list[str]]] = {}
+    for table, variants in shown:
+        if not variants:
+            for row in table.rows.values():
+                for column in table.columns.values():
+                    reason = why(table=table.name, schedule="", row=row, column=column)
+                    lines.setdefault((table.title, "any", reason), {}).setdefault(row, []).append(column)
+        for part in variants:
+            for row, line in part["rows"]:
+                for cell in line:
+                    if cell.verdict == "not run":
+                        reason = why(table=table.name, schedule=part["schedule"], row=row, column=cell.column)
+                        key = (table.title, part["schedule"], reason)
+                        lines.setdefault(key, {}).setdefault(row, []).append(cell.column)
+    return [
+        (title, schedule, "; ".join(f"{row}: {', '.join(columns)}" for row, columns in cells.items()), reason)
+        for (title, schedule, reason), cells in lines.items()
+    ]
+
+
+def embed(path: Path) -> str:
+    """A file as a data URI."""
+    kind = mimetypes.guess_type(path.name)[0] or "application/octet-stream"
+    return f"data:{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"
+
+
+def pictures(folder: Path) -> list[dict[str, Any]]:
+    """The pictures and films of a folder, with what captions.yaml there says of each, in its order; others follow."""
+    listed = folder / "captions.yaml"
+    captions: dict[str, str] = yaml.safe_load(listed.read_text()) or {} if listed.exists() else {}
+    files = {p.stem: p for p in sorted(folder.rglob("*")) if p.suffix in PICTURES | FILMS}
+    names = [name for name in captions if name in files] + [name for name in files if name not in captions]
+    return [
+        {
+            "name": name,
+            "file": files[name].relative_to(folder).as_posix(),
+            "caption": captions.get(name, name.replace("_", " ")),
+            "film": files[name].suffix in FILMS,
+            "moves": files[name].suffix in FILMS | {".gif", ".webp"},
+            "uri": embed(files[name]),
+        }
+        for name in names
+    ]
+
+
+def machines(found: list[Record]) -> list[tuple[int, str, str, str]]:
+    """How many runs each combination of machine, versions and commit made."""
+
+    def where(record: Record) -> tuple[str, str, str]:
+        commit = record["commit"]
+        changed = ", with changes that were not committed" if record["dirty"] else ""
+        return (
+            f"{record['device']}, {record['threads']} thread{'s' if record['threads'] > 1 else ''}, "
+            f"{record['precision']}",
+            ", ".join(f"{name} {number}" for name, number in record["versions"].items()) or "not recorded",
+            f"{commit[:10]}{changed}" if commit else "not recorded",
+        )
+
+    return [(n, *key) for key, n in sorted(Counter(map(where, found)).items(), key=lambda kv: (-kv[1], kv[0]))]
+
+
+def every_run(found: list[Record]) -> list[tuple[str, ...]]:
+    """One line a record: name, schedule, seed, result, parameters, steps, time, device, identity."""
+    lines = []
+    for r in found:
+        settings = [o for o in r["overrides"] if o.split("=")[0] not in tables.NEUTRAL]
+        result = ", ".join(f"{key} {value:.2f}" for key, value in r["metrics"].items()) or "no metric"
+        lines.append((
+            f"{r['experiment']} {' '.join(settings)}".strip(), r["schedule"], str(r["seed"]),
+            result if r["status"] == "finished" else f"failed: {r.get('failure', 'no reason recorded')}",
+            f"{r['params']:,}", f"{r['steps']:,}", duration(r["seconds"]), r["id"].rsplit("-", 1)[-1],
+        ))  # fmt: skip
+    return sorted(lines)
+
+
+def data_name(record: Record) -> str:
+    """The data set of a record and its settings: mnist, distortion rts."""
+    data = {k: v["name"] if isinstance(v, dict) and "name" in v else v for k, v in record["config"]["data"].items()}
+    shown = {key: value for key, value in data.items() if key != "name" and not isinstance(value, dict | list)}
+    return ", ".join([data["name"], *(f"{key} {value}" for key, value in shown.items())])
+
+
+def code(text: str) -> Markup:
+    """Text with `words` as <code> and **words** as <strong>."""
+    marked = re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text)))
+    return Markup(re.sub(r"\*\*(.+?)\*\*", r"<strong>\1</strong>", marked))
+
+
+def page(found: list[Record], known: list[Table], figures: Path, not_run: Path, damaged: list[str]) -> str:
+    """The report of the records `found`; `damaged` are the lines about those that could not be read.
+
+    Raises ValueError, in one line, where there is no record at all.
+    """
+    damaged, usable = list(damaged), []
+    for record in found:
+        lacking = [t.metric for t in known if tables.belongs(t, record) and t.metric not in record["metrics"]]
+        if record["status"] == "finished" and lacking:
+            damaged.append(f"the record {record['id']} has no {lacking[0]} among its metrics: delete it to run again")
+        else:
+            usable.append(record)
+    if not usable:
+        raise ValueError("there is no record to report on: make one with `make reproduce-table1`")
+    in_order = sorted(known, key=lambda t: (not t.name.startswith("table"), t.name))  # the paper's numbered ones first
+    shown = [(t, variants(t, usable)) for t in in_order]
+    reasons: dict[str, Any] = yaml.safe_load(not_run.read_text()) or {} if not_run.exists() else {}
+    everything = pictures(figures) if figures.is_dir() else []
+    loader = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    loader.filters |= {"code": code, "duration": duration}
+    return loader.from_string((Path(__file__).parent / "report.html.j2").read_text()).render(
+        records=usable,
+        newest=max((r.get("finished_at") or "" for r in usable), default=""),
+        tables=shown,
+        verdicts=VERDICTS,
+        still=[p for p in everything if not p["moves"]],
+        moving=[p for p in everything if p["moves"]],
+        missing=missing(shown, reasons.get("cells") or []),
+        also=reasons.get("also") or [],
+        machines=machines(usable),
+        data=sorted({(data_name(r), *part) for r in usable for part in r["data_sha256"].items()}),
+        runs=every_run(usable),
+        damaged=damaged,
+    )  # fmt: skip

@@ -1,0 +1,43 @@
+"""The few trained networks that git keeps, as float16: figures, `predict` and the documentation use them."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save
+
+from stn.experiments.results.checks import parsed
+from stn.experiments.results.records import replace
+
+MOST_BYTES = 8 * 2**20  # of all of them together: git keeps every version of them
+
+
+def index(folder: Path) -> dict[str, dict[str, str | int]]:
+    """Id -> sha256 and bytes of the weights in a folder, as its index.json lists them."""
+    path = folder / "index.json"
+    return parsed(path.read_bytes(), str(path), "`git checkout` the file to restore it") if path.exists() else {}
+
+
+def keep(source: Path, name: str, folder: Path) -> None:
+    """Keep a run's weights.safetensors as <folder>/<name>.safetensors in float16, and list it in index.json.
+
+    Raises ValueError where the folder would hold more than MOST_BYTES.
+    """
+    try:
+        tensors = load_file(source)
+    except SafetensorError as error:
+        raise ValueError(f"the weights {source} are damaged: {error}") from None
+    half = {key: t.astype(np.float16) if t.dtype == np.float32 else t for key, t in tensors.items()}
+    content = save(half, metadata={"id": name})
+    listed = index(folder) | {name: {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}}
+    total = sum(int(entry["bytes"]) for entry in listed.values())
+    if total > MOST_BYTES:
+        raise ValueError(
+            f"{name} would make {folder} {total:,} bytes, of at most {MOST_BYTES:,}: delete another one there"
+        )
+    scratch = folder / f".{name}.tmp"
+    scratch.write_bytes(content)
+    scratch.replace(folder / f"{name}.safetensors")
+    replace(folder / "index.json", json.dumps(listed, indent=1, sort_keys=True) + "\n")

@@ -1,0 +1,49 @@
+"""What a classifier minimises, and its error."""
+
+from typing import Any
+
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+REVISION = 1  # raise it when a change alters the loss or a metric
+
+Logits = Float[Tensor, "b k"] | Float[Tensor, "b l k"]
+Labels = Int[Tensor, " b"] | Int[Tensor, "b l"]
+
+
+class Classification:
+    """Cross entropy; `error` in percent.
+
+    With labels (B, L) and logits (B, L, K) an example is a sequence of L classes: its loss is the sum over them, and it
+    counts as right only if all of them are (A.5).
+    """
+
+    def prepare(self, data: Any) -> None:
+        """Nothing."""
+
+    def checksums(self) -> dict[str, str]:
+        """None: the loss reads no file."""
+        return {}
+
+    def loss(self, network: nn.Module, batch: tuple[Tensor, Any]) -> tuple[Tensor, dict[str, Tensor]]:
+        u, label = batch
+        logits = network(u)
+        return cross_entropy(logits, label), {"error": error(logits, label)}
+
+    def test(self, network: nn.Module, batch: tuple[Tensor, Any]) -> dict[str, Tensor]:
+        u, label = batch
+        return {"error": error(network(u), label)}
+
+
+def cross_entropy(logits: Logits, label: Labels) -> Float[Tensor, ""]:
+    """The mean over examples of the sum over an example's labels."""
+    if label.dim() == 1:
+        return F.cross_entropy(logits, label)
+    return label.shape[1] * F.cross_entropy(logits.flatten(0, 1), label.flatten())
+
+
+def error(logits: Logits, label: Labels) -> Float[Tensor, ""]:
+    """Percent of the examples of which any label is wrong."""
+    wrong = logits.detach().argmax(-1) != label
+    return 100 * wrong.view(len(label), -1).any(1).float().mean()

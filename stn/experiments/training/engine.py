@@ -1,0 +1,197 @@
+"""The LightningModule of every experiment: blocks of steps.
+
+For networks of this size a trainer's work per step costs more than the step.  One Lightning epoch is therefore a block
+of `schedule.block_steps` steps in a plain loop, with data that is made on the device; everything else of Lightning
+(checkpoints, callbacks, loggers, devices) works as usual, once per block.
+"""
+
+import hashlib
+import time
+from collections.abc import Callable, Iterable
+from typing import Any, Protocol, runtime_checkable
+
+import pytorch_lightning as pl
+import torch
+import torch.distributed as dist
+from pytorch_lightning.strategies import DDPStrategy
+from torch import Generator, Tensor, nn
+from torch.utils.data import DataLoader
+
+from stn.experiments.training.capture import Captured
+from stn.experiments.training.schedule import Schedule
+from stn.experiments.training.step import Objective, step
+
+
+@runtime_checkable
+class Batches(Protocol):
+    """What a data set has to offer: training batches that a generator draws, and the test set in batches, on the CPU.
+
+    `synthetic` says that the data were generated, not collected; `on_device` that a batch is drawn without the host, so
+    that a step can be captured; `in_shape` and `classes` are what a network is built for.
+    """
+
+    classes: int
+    synthetic: bool
+    on_device: bool
+
+    @property
+    def in_shape(self) -> tuple[int, ...]: ...
+    def to(self, device: torch.device) -> None: ...
+    def batch(self, n: int, generator: Generator) -> tuple[Tensor, Any]: ...
+    def test_batches(self) -> Iterable[tuple[Tensor, Any]]: ...
+    def checksums(self) -> dict[str, str]: ...
+
+
+class Diverged(ArithmeticError):
+    """A loss that is no number, at `step` (from 0)."""
+
+    def __init__(self, step: int, loss: float):
+        super().__init__(step, loss)  # its own arguments, so that it can be pickled: a launcher's worker hands it back
+        self.step = step
+
+    def __str__(self) -> str:
+        return f"the loss became {self.args[1]} at step {self.step}: lower optimizer.lr or schedule.localisation_lr"
+
+
+def block_seed(seed: int, block: int) -> int:
+    """All randomness of one block, from (seed, block) alone, so that a resumed run draws what the first would have."""
+    digest = hashlib.sha256(f"{seed},{block}".encode()).digest()
+    return int.from_bytes(digest[:7], "big")
+
+
+class Replicas(DDPStrategy):
+    """One process per device, each with the same weights; the engine averages their gradients, once a step.
+
+    Lightning's own wrapper expects one backward pass per training_step, and a block has many.
+    """
+
+    def configure_ddp(self) -> None:
+        pass
+
+
+def average(tensors: list[Tensor]) -> None:
+    """Replace each tensor by its mean over all processes, in one exchange."""
+    flat = torch.cat([tensor.flatten() for tensor in tensors])
+    dist.all_reduce(flat)
+    flat /= dist.get_world_size()
+    for tensor, mean in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
+        tensor.copy_(mean.view_as(tensor))
+
+
+class Training(pl.LightningModule):
+    """A network, its data, an objective and a schedule; all randomness of training derives from the seed.
+
+    Lightning's epoch e is the block of steps [e block_steps, (e + 1) block_steps).  With several processes each draws
+    the whole batch and takes its share; a share is worked on in `accumulate` parts, whose gradients are averaged.
+    `precision` is fp32, or bf16 for the network under autocast.  On a GPU a step is captured as a CUDA graph where its
+    batches are drawn on the device and one process trains, unless `capture` is false.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        data: Batches,
+        objective: Objective,
+        schedule: Schedule,
+        seed: int,
+        precision: str,
+        accumulate: int = 1,
+        capture: bool = True,
+    ):
+        super().__init__()
+        self.automatic_optimization = False
+        self.network = network
+        for p in network.parameters():
+            if p.dim() == 4:  # a volume's convolutions have no such format
+                p.data = p.data.to(memory_format=torch.channels_last)
+        self.data = data
+        self.objective = objective
+        self.schedule = schedule
+        self.seed = seed
+        self.precision = precision
+        self.accumulate = accumulate
+        self.capture = capture
+        self.captured: Captured | None = None
+        self.curve: list[dict[str, float]] = []  # one entry per block, part of the checkpoint and of the record
+        self.seconds = 0.0  # spent in training steps, over all resumes
+
+    def configure_optimizers(self) -> Any:
+        optimizers = self.schedule.optimizers(self.network)
+        return optimizers, self.schedule.schedulers(optimizers)
+
+    def forward(self, u: Tensor) -> Tensor:
+        # autocast per call, not per block: it caches the bf16 copies of the weights until it is left
+        with torch.autocast(u.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+            return self.network(u).float()
+
+    def on_fit_start(self) -> None:
+        self.data.to(self.device)
+        self.objective.prepare(self.data)
+
+    def on_train_start(self) -> None:
+        # also after a resume: Lightning moves an optimiser's state to the GPU, but not its rates
+        for optimizer in self.trainer.optimizers if self.device.type == "cuda" else ():
+            for group in optimizer.param_groups:
+                group["lr"] = torch.tensor(float(group["lr"]), device=self.device)
+
+    def train_dataloader(self) -> DataLoader:
+        return DataLoader(range(1), batch_size=None)  # type: ignore[arg-type]  # one "batch" an epoch: the block
+
+    def taker(self, generator: Generator) -> Callable[[], dict[str, Tensor]]:
+        """What takes one step with the batches that a generator draws."""
+        optimizers, bounds = self.trainer.optimizers, self.schedule.bounds(self.network)
+        share = (self.global_rank, self.trainer.world_size)
+        exchange = average if self.trainer.world_size > 1 else None
+
+        def draw(generator: Generator) -> tuple[Tensor, Any]:
+            return self.data.batch(self.schedule.batch_size, generator)
+
+        return lambda: step(self, self.objective, draw, generator, optimizers, bounds, self.accumulate, share, exchange)
+
+    def steps_of(self, block: int) -> Callable[[], dict[str, Tensor]]:
+        """What takes a step of a block; on a GPU one graph serves all blocks."""
+        seed = block_seed(self.seed, block)
+        torch.manual_seed(seed + self.global_rank)  # of dropout, which takes no generator
+        if not (self.capture and self.data.on_device and self.device.type == "cuda" and self.trainer.world_size == 1):
+            return self.taker(Generator(self.device).manual_seed(seed))
+        if self.captured is None:
+            generator = Generator(self.device)
+            self.captured = Captured(self.taker(generator), generator)
+        self.captured.generator.manual_seed(seed)
+        return self.captured
+
+    def training_step(self, batch: int, batch_idx: int) -> None:
+        start = time.perf_counter()
+        schedulers = [config.scheduler for config in self.trainer.lr_scheduler_configs]
+        first = self.current_epoch * self.schedule.block_steps
+        last = min(first + self.schedule.block_steps, self.schedule.steps)
+        lr = float(self.trainer.optimizers[0].param_groups[0]["lr"])
+        take = self.steps_of(self.current_epoch)
+        values: dict[str, Tensor] = {}  # on the device, read once a block
+        for i in range(last - first):
+            for name, value in take().items():
+                values.setdefault(name, value.new_empty(last - first))[i] = value
+            for scheduler in schedulers:
+                scheduler.step()  # type: ignore[call-arg]  # none of them waits for a metric
+        curve = {f"train/{name}": block for name, block in values.items()}
+        if self.trainer.world_size > 1:
+            average(list(curve.values()))
+        loss = curve["train/loss"]
+        if not loss.isfinite().all():
+            bad = int((~loss.isfinite()).nonzero()[0])
+            raise Diverged(first + bad, loss[bad].item())
+        self.seconds += time.perf_counter() - start
+        self.curve.append({"step": last, **{name: block.mean().item() for name, block in curve.items()}, "lr": lr})
+
+    def test_dataloader(self) -> Iterable[tuple[Tensor, Any]]:
+        return self.data.test_batches()
+
+    def test_step(self, batch: tuple[Tensor, Any], batch_idx: int) -> None:
+        for name, value in self.objective.test(self, batch).items():
+            self.log(f"test/{name}", value, batch_size=len(batch[0]), logger=False)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["curve"], checkpoint["seconds"] = self.curve, self.seconds
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.curve, self.seconds = checkpoint["curve"], checkpoint["seconds"]

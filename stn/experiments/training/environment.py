@@ -1,0 +1,78 @@
+"""What a run runs on: device, precision, versions, commit."""
+
+import os
+import platform
+import subprocess
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+PACKAGES = ("torch", "torchvision", "pytorch-lightning", "hydra-core", "wandb", "numpy")
+
+
+def rank() -> int:
+    """Which of the processes of devices > 1 this is; Lightning starts the others with the same command line."""
+    return int(os.environ.get("LOCAL_RANK", 0))
+
+
+def pick_device(name: str) -> torch.device:
+    """auto (CUDA where there is one), cpu or cuda."""
+    if name not in ("auto", "cpu", "cuda"):
+        raise ValueError(f"unknown device={name!r}: choose auto, cpu or cuda")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device=cuda, but PyTorch sees no CUDA device here: choose cpu or auto")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+@cache
+def _cpuinfo(key: str) -> str:
+    """The value of the first line of /proc/cpuinfo that begins with `key`; empty where there is none (no Linux)."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith(key)), "")
+
+
+def fast_bf16(device: torch.device) -> bool:
+    """Whether a device multiplies bf16 matrices faster than fp32: a CPU with AVX-512 BF16 or AMX, an Ampere GPU."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return not {"avx512_bf16", "amx_bf16"}.isdisjoint(_cpuinfo("flags").split())
+
+
+def pick_precision(name: str, network: nn.Module, device: torch.device) -> str:
+    """auto: bf16 for a network with convolutions where it is fast, else fp32; or what was asked for."""
+    if name not in ("auto", "fp32", "bf16"):
+        raise ValueError(f"unknown precision={name!r}: choose auto, fp32 or bf16")
+    if name != "auto":
+        return name
+    convolutions = any(isinstance(module, nn.Conv2d | nn.Conv3d) for module in network.modules())
+    return "bf16" if convolutions and fast_bf16(device) else "fp32"
+
+
+def describe(device: torch.device) -> dict[str, Any]:
+    """`versions`, `device`, `threads`, `commit` and `dirty` of a record."""
+    cpu = _cpuinfo("model name") or platform.processor() or platform.machine()
+    return {
+        "versions": {package: version(package) for package in PACKAGES} | {"python": platform.python_version()},
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu,
+        "threads": torch.get_num_threads(),
+        **git_state(),
+    }
+
+
+def git_state() -> dict[str, Any]:
+    """The commit that this code is at and whether it was changed since; None where it is no checkout."""
+
+    def git(*words: str) -> str | None:
+        try:
+            done = subprocess.run(["git", *words], capture_output=True, text=True, cwd=Path(__file__).parent)
+        except FileNotFoundError:
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    status = git("status", "--porcelain", "--untracked-files=no")
+    return {"commit": git("rev-parse", "HEAD"), "dirty": None if status is None else bool(status)}

@@ -1,0 +1,143 @@
+"""How a network is trained: steps, batch, optimiser, the learning rate over the steps, and bounds on the gradient."""
+
+import inspect
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from hydra.utils import get_class
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from stn.experiments.training.step import Bound
+from stn.transformer import SpatialTransformer
+
+BOUNDS = ("all", "localisation", "rest")
+
+
+def parameters(network: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """Trainable parameters: those of the localisation networks of all spatial transformers, and the rest."""
+    transformers = [module for module in network.modules() if isinstance(module, SpatialTransformer)]
+    localisation = {p for transformer in transformers for p in transformer.localisation.parameters()}
+    trainable = [p for p in network.parameters() if p.requires_grad]
+    return [p for p in trainable if p in localisation], [p for p in trainable if p not in localisation]
+
+
+def _class(config: Mapping[str, Any], key: str, base: type) -> tuple[type, dict[str, Any]]:
+    """The class of PyTorch's that `_target_` names, and its arguments."""
+    settings = {name: value for name, value in config.items() if name != "_target_"}
+    try:
+        found = get_class(config["_target_"])
+    except Exception:  # Hydra's message names its own call
+        found = type(None)
+    if not issubclass(found, base):
+        raise ValueError(f"{key}._target_={config.get('_target_')!r} is no {base.__module__}.{base.__name__}")
+    if unknown := sorted(set(settings) - set(inspect.signature(found).parameters) - {"others"}):
+        raise ValueError(f"unknown key {key}.{unknown[0]} of {found.__name__}")
+    return found, settings
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The unit of `steps` is one batch.  Raises ValueError, in one line, on values that cannot be trained with.
+
+    `optimizer` is a class of torch.optim with its arguments; `others`, one more of those, is for the parameters that
+    are no matrices, which Muon does not take.  `lr_scheduler` is a class of torch.optim.lr_scheduler, or None for a
+    constant rate; what it asks of the run and its config leaves out (total_steps, T_max, max_lr) is filled in.
+    `localisation_lr` multiplies the rate of the localisation networks.  `bound` holds the largest norms of the
+    gradient: of all parameters together (`all`), or apart of the localisation networks and the `rest`.
+    """
+
+    steps: int
+    batch_size: int
+    block_steps: int
+    optimizer: Mapping[str, Any]
+    lr_scheduler: Mapping[str, Any] | None = None
+    localisation_lr: int | float = 1.0
+    bound: Mapping[str, int | float] | None = None
+
+    def __post_init__(self) -> None:
+        for key in ("steps", "batch_size", "block_steps"):
+            value = getattr(self, key)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"schedule.{key}={value!r} has to be a whole number, 1 or more")
+        numbers = {"schedule.localisation_lr": self.localisation_lr}
+        numbers |= {f"optimizer.{key}": self.optimizer[key] for key in ("lr", "weight_decay", "momentum")
+                    if key in self.optimizer}  # fmt: skip
+        for key, value in numbers.items():
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
+                raise ValueError(f"{key}={value!r} has to be a number, 0 or more")
+        bound = self.bound or {}
+        if not set(bound) <= set(BOUNDS) or ("all" in bound and len(bound) > 1):
+            raise ValueError(
+                f"schedule.bound={dict(bound)} has to be null, {{all: norm}} or {{localisation: norm, rest: norm}}"
+            )
+        _class(self.optimizer, "optimizer", Optimizer)
+        if self.lr_scheduler is not None:
+            _class(self.lr_scheduler, "schedule.lr_scheduler", LRScheduler)
+        for key, norm in bound.items():
+            if isinstance(norm, bool) or not isinstance(norm, int | float) or not 0 < norm < math.inf:
+                raise ValueError(f"schedule.bound.{key}={norm!r} has to be a number above 0")
+
+    @property
+    def blocks(self) -> int:
+        """How many blocks the steps make; the last may be shorter."""
+        return math.ceil(self.steps / self.block_steps)
+
+    def optimizers(self, network: nn.Module) -> list[Optimizer]:
+        """One over all parameters, or two where `others` names another for those that are no matrices."""
+        config = dict(self.optimizer)
+        others = config.pop("others", None)
+        if others is None:
+            return [self._optimizer("optimizer", config, network, lambda p: True)]
+        return [
+            self._optimizer("optimizer", config, network, lambda p: p.dim() == 2),
+            self._optimizer("optimizer.others", others, network, lambda p: p.dim() != 2),
+        ]
+
+    def _optimizer(
+        self, key: str, config: Mapping[str, Any], network: nn.Module, fits: Callable[[nn.Parameter], bool]
+    ) -> Optimizer:
+        kind, settings = _class(config, key, Optimizer)
+        localisation, rest = parameters(network)
+        asked = inspect.signature(kind).parameters
+        if "fused" in asked:
+            settings.setdefault("fused", True)
+        if "capturable" in asked and any(p.device.type == "cuda" for p in rest):
+            settings.setdefault("capturable", True)  # the count of steps lives on the device, so that a graph counts on
+        groups = [
+            {"params": [p for p in some if fits(p)], "lr": settings["lr"] * factor}
+            for some, factor in ((rest, 1.0), (localisation, self.localisation_lr))
+        ]
+        try:
+            return kind([group for group in groups if group["params"]], **settings)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{key}: {kind.__name__} refuses its arguments: {error}") from None
+
+    def schedulers(self, optimizers: list[Optimizer]) -> list[LRScheduler]:
+        """One for each optimiser, or none where the rate is constant; each sets the rates before the next step."""
+        if self.lr_scheduler is None:
+            return []
+        kind, settings = _class(self.lr_scheduler, "schedule.lr_scheduler", LRScheduler)
+        asked = inspect.signature(kind).parameters
+        made = []
+        for optimizer in optimizers:
+            rates = [group["lr"] for group in optimizer.param_groups]
+            of_run = {"total_steps": self.steps, "T_max": self.steps, "max_lr": rates}
+            filled = {key: value for key, value in of_run.items() if key in asked}
+            try:
+                made.append(kind(optimizer, **(filled | settings)))
+            except (TypeError, ValueError, ArithmeticError) as error:
+                raise ValueError(
+                    f"schedule.lr_scheduler: {kind.__name__} refuses its arguments with schedule.steps={self.steps}: "
+                    f"{error}"
+                ) from None
+        return made
+
+    def bounds(self, network: nn.Module) -> list[Bound]:
+        """The groups of parameters whose gradients are bounded together, with their largest norms."""
+        localisation, rest = parameters(network)
+        groups = {"all": localisation + rest, "localisation": localisation, "rest": rest}
+        return [(groups[key], norm) for key, norm in (self.bound or {}).items() if groups[key]]

@@ -1,0 +1,173 @@
+"""Recorded networks by name: the one place where a record and its weights become a network again.
+
+A record may come from anybody, so it is data: the network is built by `build.network` from names that the code knows,
+and the weights are safetensors, which hold numbers alone.  Whatever asks for more is refused in one line.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from stn.experiments import build
+from stn.experiments.command import ROOT
+from stn.experiments.results import records
+
+LARGEST_PX = 1024  # side of an input; a record that asks for more is no record of this code
+OPTIMISER = re.compile(r"torch\.optim(\.\w+)+")  # what a record may call by its path; the zoo builds none of it
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A record and the file of its weights, not loaded yet."""
+
+    record: records.Record
+    weights: Path
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """A trained network in eval mode; `in_shape` is that of one input, `sha256` that of the file of its weights."""
+
+    id: str
+    record: records.Record
+    network: nn.Module
+    in_shape: tuple[int, ...]
+    sha256: str
+
+
+def find(root: Path = ROOT, runs: Path | None = None, damaged: list[str] | None = None) -> dict[str, Entry]:
+    """Id -> record and weights: finished runs below `runs` (root/runs), before those that are kept in root/results.
+
+    A smoke run is never found.  What is wrong with a run's record that cannot be read goes into `damaged`.
+    """
+    wrong = [] if damaged is None else damaged
+    found: dict[str, Entry] = {}
+    for path in sorted((runs or root / "runs").rglob("result.json")):
+        try:
+            record = records.read(path)
+        except ValueError as error:
+            wrong.append(str(error))
+            continue
+        if not record["smoke"]:
+            found.setdefault(record["id"], Entry(record, path.parent / "weights.safetensors"))
+    for record in records.read_kept(root / "results"):
+        found.setdefault(record["id"], Entry(record, root / "results/weights" / f"{record['id']}.safetensors"))
+    return {name: entry for name, entry in found.items() if entry.weights.is_file()}
+
+
+def longest(experiment: str, root: Path = ROOT, runs: Path | None = None, **data: Any) -> str | None:
+    """The id of the longest-trained network of an experiment with these values in its data, if there is one.
+
+    `distortion` is given by its name.
+    """
+
+    def fits(record: records.Record) -> bool:
+        has = record["config"]["data"]
+        has = has | {"distortion": has["distortion"]["name"]} if "distortion" in has else has
+        return record["experiment"] == experiment and data.items() <= has.items()
+
+    mine = {name: entry.record["steps"] for name, entry in find(root, runs).items() if fits(entry.record)}
+    return max(mine, key=lambda name: mine[name], default=None)
+
+
+def best_transformer(distortion: str, root: Path = ROOT, runs: Path | None = None) -> str:
+    """The id of the recorded network with a spatial transformer that has the lowest error on a distortion of MNIST."""
+    errors = {}
+    for name, entry in find(root, runs).items():
+        data, model = entry.record["config"]["data"], entry.record["config"]["model"]
+        if data["name"] == "mnist" and data["distortion"]["name"] == distortion and model.get("transform"):
+            errors[name] = entry.record["metrics"].get("test/error", 100.0)
+    if not errors:
+        raise ValueError(f"no recorded spatial transformer on {distortion}: name another with --model")
+    return min(errors, key=lambda name: (errors[name], name))
+
+
+def load(name: str, root: Path = ROOT, runs: Path | None = None) -> Recorded:
+    """The network with that id, or the one whose id begins so.  Raises ValueError where that is not one."""
+    damaged: list[str] = []
+    known = find(root, runs, damaged)
+    fits = [name] if name in known else [each for each in known if each.startswith(name)]
+    if not fits:
+        of_name = [line for line in damaged if f"/{name}" in line]
+        choice = ", ".join(known) or "none, there are no weights"
+        raise ValueError(of_name[0] if of_name else f"no recorded network is called {name!r}: choose one of {choice}")
+    if len(fits) > 1:
+        raise ValueError(f"{len(fits)} recorded networks begin with {name!r}: choose one of {', '.join(fits)}")
+    entry = known[fits[0]]
+    in_shape = _in_shape(entry.record)
+    network = _network(entry.record, in_shape)
+    sha256 = hashlib.sha256(entry.weights.read_bytes()).hexdigest()
+    _check_listed(fits[0], entry.weights, sha256, root)
+    try:
+        network.load_state_dict(_tensors(fits[0], entry.weights))
+    except RuntimeError as error:
+        raise ValueError(f"the weights {entry.weights} do not fit their record: {_first_line(error)}") from None
+    return Recorded(fits[0], entry.record, network.eval(), in_shape, sha256)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def _in_shape(record: records.Record) -> tuple[int, ...]:
+    shape = record["in_shape"]
+    if not (
+        isinstance(shape, list)
+        and len(shape) in (3, 4)
+        and all(isinstance(side, int) and 0 < side <= LARGEST_PX for side in shape)
+    ):
+        raise ValueError(f"the record {record['id']} has in_shape {shape!r}: this is no input of a network here")
+    return tuple(shape)
+
+
+def _network(record: records.Record, in_shape: tuple[int, ...]) -> nn.Module:
+    """The untrained network of a record.  Backbones come without the weights they began with: all are loaded."""
+    _refuse_targets(record["id"], record["config"])
+    model = record["config"]["model"]
+    try:
+        if model.get("name") == "cub":
+            model = model | {"weights": "random"}
+        return build.network(model, in_shape, record["classes"])
+    except (TypeError, AttributeError, LookupError, RuntimeError, ArithmeticError, AssertionError) as error:
+        raise ValueError(f"the network of the record {record['id']} cannot be built: {_first_line(error)}") from error
+    except ValueError as error:
+        raise ValueError(f"the network of the record {record['id']} cannot be built: {error}") from None
+
+
+def _refuse_targets(name: str, value: Any) -> None:
+    """Raise ValueError where a config wants anything called by its path but one of PyTorch's optimisers."""
+    if isinstance(value, Mapping):
+        target = value.get("_target_")
+        if target is not None and not (isinstance(target, str) and OPTIMISER.fullmatch(target)):
+            raise ValueError(f"the record {name} wants {target!r} called: a record is data, so it is refused")
+    if isinstance(value, Mapping | list):
+        for inner in value.values() if isinstance(value, Mapping) else value:
+            _refuse_targets(name, inner)
+
+
+def _check_listed(name: str, path: Path, sha256: str, root: Path) -> None:
+    """Raise ValueError on kept weights that are not those of results/weights/index.json."""
+    index = root / "results/weights/index.json"
+    if path.parent == index.parent and json.loads(index.read_text()).get(name, {}).get("sha256") != sha256:
+        raise ValueError(f"the weights {path} are not those of {index}: `git checkout {path}` restores them")
+
+
+def _tensors(name: str, path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, float16 ones as float32.  Raises ValueError on another file."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            of = (file.metadata() or {}).get("id", name)
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118, it is no dict
+    except SafetensorError as error:
+        raise ValueError(f"the weights {path} are damaged: {_first_line(error)}") from None
+    if of != name:
+        raise ValueError(f"the weights {path} are those of another run, {of}")
+    return {key: t.to(torch.float32) if t.dtype == torch.float16 else t for key, t in tensors.items()}

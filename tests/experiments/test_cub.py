@@ -1,0 +1,475 @@
+"""CUB's files, their archive, synthetic birds in the same format, and the crops that are trained and tested with."""
+
+import hashlib
+import io
+import os
+import shutil
+import tarfile
+import threading
+import time
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from stn.experiments.datasets import cub, synthetic_birds
+from stn.experiments.datasets.cub import Cub
+from stn.experiments.datasets.cub_files import fetch_cub, read, unpack
+from stn.experiments.datasets.photos import Cropper, load
+from stn.experiments.datasets.synthetic_birds import SyntheticBirds
+
+FILES = ("images", "classes", "image_class_labels", "train_test_split", "bounding_boxes", "parts/parts",
+         "parts/part_locs")  # fmt: skip
+ONE_LINE = r"^[^\n]*$"
+
+
+@pytest.fixture(scope="module")
+def birds(tmp_path_factory):
+    """Sixty synthetic birds: two for training and one for the test of each class."""
+    return synthetic_birds.write(tmp_path_factory.mktemp("data") / "synthetic_birds", train=2, test=1)
+
+
+@pytest.fixture
+def folder(birds, tmp_path):
+    """A copy of them that a test may spoil."""
+    return Path(shutil.copytree(birds, tmp_path / "synthetic_birds"))
+
+
+@pytest.fixture
+def hand_written(tmp_path):
+    """Two images of two classes, written line by line as CUB's README says."""
+    folder = tmp_path / "CUB_200_2011"
+    for name in ("001.Wren/Wren_1.jpg", "002.Crow/Crow_7.jpg"):
+        (folder / "images" / name).parent.mkdir(parents=True)
+        Image.new("RGB", (40, 30), "red").save(folder / "images" / name)
+    (folder / "parts").mkdir()
+    lines = {
+        "images": ["1 001.Wren/Wren_1.jpg", "2 002.Crow/Crow_7.jpg"],
+        "classes": ["1 001.Wren", "2 002.Crow"],
+        "image_class_labels": ["2 2", "1 1"],
+        "train_test_split": ["1 1", "2 0"],
+        "bounding_boxes": ["1 60.0 27.0 325.0 304.0", "2 1.0 2.0 3.0 4.5"],
+        "parts/parts": ["1 beak", "2 left eye"],
+        "parts/part_locs": ["1 1 312.0 182.0 1", "1 2 0.0 0.0 0", "2 1 5.0 6.0 0", "2 2 7.0 8.0 1"],
+    }
+    for name, content in lines.items():
+        (folder / f"{name}.txt").write_text("\n".join(content) + "\n")
+    return folder
+
+
+def replace(path, line, by):
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join(lines[: line - 1] + ([by] if by else []) + lines[line:]) + "\n")
+
+
+# --- the text files
+
+
+def test_the_text_files_are_read_as_their_readme_says(hand_written):
+    listing = read(hand_written)
+    assert listing.paths == [hand_written / "images" / name for name in ("001.Wren/Wren_1.jpg", "002.Crow/Crow_7.jpg")]
+    assert listing.labels.tolist() == [0, 1]
+    assert listing.train.tolist() == [True, False]
+    assert listing.boxes.tolist() == [[60, 27, 325, 304], [1, 2, 3, 4.5]]
+    assert listing.parts.tolist() == [[[312, 182, 1], [0, 0, 0]], [[5, 6, 0], [7, 8, 1]]]
+    assert listing.classes == ["001.Wren", "002.Crow"]
+    assert listing.part_names == ["beak", "left eye"]
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_missing_file_is_named_in_one_line(folder, name):
+    (folder / f"{name}.txt").rename(folder / f"{name}_2.txt")
+    with pytest.raises(FileNotFoundError, match=rf"^{folder / name}.txt is missing: [^\n]*make data-cub"):
+        read(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "line", "by", "says"),
+    [
+        ("image_class_labels", 3, "3 21", "image 3 has class 21, but classes.txt has 1 to 20"),
+        ("image_class_labels", 3, "3 0", "image 3 has class 0, but classes.txt has 1 to 20"),
+        ("image_class_labels", 3, "3 one", "holds something that is no number"),
+        ("image_class_labels", 3, None, "has no line for '3'"),
+        ("bounding_boxes", 5, "5 1.0 2.0", "has no line for '5'"),
+        ("parts/part_locs", 17, None, "has no line for '2 2'"),
+        ("images", 2, "2 ../../secret.jpg", r"names '\.\./\.\./secret.jpg', which is outside of the folder"),
+        ("images", 2, "2 /etc/secret.jpg", r"names '/etc/secret.jpg', which is outside of the folder"),
+    ],
+)
+def test_files_that_contradict_each_other_are_refused(folder, name, line, by, says):
+    replace(folder / f"{name}.txt", line, by)
+    with pytest.raises(ValueError, match=says) as caught:
+        read(folder)
+    assert str(folder / f"{name}.txt") in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_empty_file_is_refused_in_one_line(folder):
+    (folder / "classes.txt").write_text("")
+    with pytest.raises(ValueError, match=rf"^{folder / 'classes.txt'} is empty: "):
+        read(folder)
+
+
+def test_missing_images_are_counted_and_the_first_is_named(folder):
+    first, *_ = images = sorted((folder / "images").rglob("*.jpg"))[:2]
+    for image in images:
+        image.unlink()
+    with pytest.raises(FileNotFoundError, match=rf"^2 of 60 images [^\n]* the first is {first}: "):
+        read(folder)
+
+
+@pytest.mark.parametrize("damage", [lambda whole: whole[: len(whole) // 2], lambda whole: b"", lambda whole: b"bird"])
+def test_half_an_image_is_refused_and_never_trained_with(folder, damage):
+    for path in (folder / "images").rglob("*.jpg"):
+        path.write_bytes(damage(path.read_bytes()))
+    data = SyntheticBirds(folder.parent, 32)
+    with pytest.raises(ValueError, match=rf"^the image {folder}[^\n]* is damaged \([^\n]*\): [^\n]*$"):
+        data.batch(2, torch.Generator().manual_seed(0))
+    with pytest.raises(ValueError, match="is damaged"):
+        next(iter(data.test_batches()))
+
+
+# --- the archive
+
+
+def pack(path, folder, **members):
+    """An archive of a folder as CUB's, and of `members` beside it: bytes, or a TarInfo."""
+    with tarfile.open(path, "w:gz") as tar:
+        tar.add(folder, "CUB_200_2011")
+        for name, content in ({"attributes.txt": b"1 blue"} | members).items():
+            member = content if isinstance(content, tarfile.TarInfo) else tarfile.TarInfo(name)
+            if isinstance(content, bytes):
+                member.size = len(content)
+            tar.addfile(member, io.BytesIO(content) if isinstance(content, bytes) else None)
+    return path
+
+
+def link(name, target, kind):
+    member = tarfile.TarInfo(name)
+    member.type, member.linkname = kind, target
+    return member
+
+
+def test_an_archive_is_unpacked_under_its_folder_s_name_alone(birds, tmp_path):
+    unpack(pack(tmp_path / "CUB_200_2011.tgz", birds), tmp_path / "CUB_200_2011")
+    assert read(tmp_path / "CUB_200_2011").names == read(birds).names
+    assert {path.name for path in tmp_path.iterdir()} == {"CUB_200_2011", "CUB_200_2011.tgz"}
+
+
+@pytest.mark.parametrize(
+    "members",
+    [
+        {"../evil": b"x"},
+        {"CUB_200_2011/../../evil": b"x"},
+        {"/evil": b"x"},
+        {"link": link("CUB_200_2011/link", "../..", tarfile.SYMTYPE)},
+        {"link": link("CUB_200_2011/link", "/etc/passwd", tarfile.LNKTYPE)},
+        {"pipe": link("CUB_200_2011/pipe", "", tarfile.FIFOTYPE)},
+    ],
+    ids=["up", "up from within", "absolute", "symbolic link", "hard link", "pipe"],
+)
+def test_an_archive_that_reaches_out_of_its_folder_is_refused(birds, tmp_path, members):
+    root = tmp_path / "a/b"
+    root.mkdir(parents=True)
+    archive = pack(root / "CUB_200_2011.tgz", birds, **members)
+    with pytest.raises(ValueError, match=rf"^{archive} holds '[^\n]*', which is no plain file inside of it: not used$"):
+        unpack(archive, root / "CUB_200_2011")
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [archive]
+    assert [path.name for path in root.iterdir()] == [archive.name]
+
+
+def test_an_archive_that_was_cut_off_is_refused(birds, tmp_path):
+    archive = pack(tmp_path / "CUB_200_2011.tgz", birds)
+    archive.write_bytes(archive.read_bytes()[:-20_000])
+    with pytest.raises(ValueError, match=rf"^{archive} is damaged \([^\n]*\): delete it and run `make data-cub`$"):
+        unpack(archive, tmp_path / "CUB_200_2011")
+    assert list(tmp_path.iterdir()) == [archive]
+
+
+@pytest.mark.parametrize("change", ["missing", "renamed", "image"])
+def test_an_archive_in_which_a_file_is_missing_is_refused(folder, tmp_path, change):
+    if change == "image":
+        next((folder / "images").rglob("*.jpg")).unlink()
+    elif change == "renamed":
+        (folder / "bounding_boxes.txt").rename(folder / "boxes.txt")
+    else:
+        (folder / "images.txt").unlink()
+    (tmp_path / "data").mkdir()
+    archive = pack(tmp_path / "data/CUB_200_2011.tgz", folder)
+    with pytest.raises(ValueError, match=rf"^{archive} is not CUB's: [^\n]*missing[^\n]*$"):
+        unpack(archive, tmp_path / "data/CUB_200_2011")
+    assert list((tmp_path / "data").iterdir()) == [archive]
+
+
+@pytest.fixture
+def root(birds, tmp_path, monkeypatch):
+    """A data folder whose manifest has the sha256 of a small archive, which lies beside it; no mirror answers."""
+
+    def nobody(*_, **__):
+        raise OSError("no network")
+
+    monkeypatch.setattr(urllib.request, "urlopen", nobody)
+    archive = pack(tmp_path / "small.tgz", birds)
+    entry = {
+        "files": {"CUB_200_2011.tgz": {"sha256": hashlib.sha256(archive.read_bytes()).hexdigest()}},
+        "mirrors": ["https://mirror.test/"],
+    }
+    (tmp_path / "data/cub").mkdir(parents=True)
+    (tmp_path / "data/manifest.yaml").write_text(yaml.safe_dump({"cub": entry}))
+    return tmp_path / "data"
+
+
+def test_an_archive_put_there_by_hand_is_checked_and_used(root):
+    shutil.copy(root.parent / "small.tgz", root / "cub/CUB_200_2011.tgz")
+    assert len(read(fetch_cub(root)).paths) == 60
+    (root / "cub/CUB_200_2011.tgz").unlink()  # no longer needed
+    assert len(read(fetch_cub(root)).paths) == 60
+    data = Cub(root, 32)
+    assert not data.synthetic
+    assert data.classes == 20
+
+
+def test_an_archive_is_fetched_from_the_mirror(root, monkeypatch):
+    asked = []
+
+    def mirror(url, timeout):
+        asked.append(url)
+        return io.BytesIO((root.parent / "small.tgz").read_bytes())
+
+    monkeypatch.setattr(urllib.request, "urlopen", mirror)
+    assert len(read(fetch_cub(root)).paths) == 60
+    assert asked == ["https://mirror.test/CUB_200_2011.tgz"]
+
+
+def test_other_bytes_than_the_manifest_s_are_refused_in_one_line(root, monkeypatch):
+    archive = root / "cub/CUB_200_2011.tgz"
+    archive.write_bytes(b"something else")
+    with pytest.raises(ValueError, match=rf"^{archive} is damaged [^\n]*$"):
+        fetch_cub(root)
+    archive.unlink()
+    monkeypatch.setattr(urllib.request, "urlopen", lambda *_, **__: io.BytesIO(b"something else"))
+    with pytest.raises(FileNotFoundError, match=rf"^{archive} is missing, and https://mirror.test/ did not [^\n]*$"):
+        fetch_cub(root)
+    assert list((root / "cub").iterdir()) == []
+
+
+def test_without_network_and_archive_one_line_says_what_to_do(root):
+    with pytest.raises(FileNotFoundError, match=r"^[^\n]*put the archive there yourself[^\n]*data=synthetic_birds$"):
+        Cub(root, 32)
+
+
+def test_the_manifest_has_the_published_checksums_of_cub():
+    entry = yaml.safe_load((Path(__file__).parents[2] / "data/manifest.yaml").read_text())["cub"]
+    assert entry["files"]["CUB_200_2011.tgz"] == {
+        "md5": "97eceeb196236b17998738112f37df78",
+        "sha256": "0c685df5597a8b24909f6a7c9db6d11e008733779a671760afef78feb49bf081",
+        "bytes": 1_150_585_339,
+    }
+
+
+# --- synthetic birds
+
+
+def test_synthetic_birds_have_cub_s_files_and_say_what_they_are(birds):
+    listing = read(birds)
+    assert {path.relative_to(birds).as_posix() for path in birds.rglob("*.txt")} == {f"{name}.txt" for name in FILES}
+    assert len(listing.classes) == 20
+    assert np.bincount(listing.labels[listing.train]).tolist() == [2] * 20
+    assert np.bincount(listing.labels[~listing.train]).tolist() == [1] * 20
+    assert all("Made" in name for name in [*listing.classes, *listing.names])
+    assert "Not CUB" in (birds / "README").read_text()
+    assert len(listing.part_names) == 15
+    assert (listing.parts[:, :, 2].sum(1) == 12).all()  # one eye, leg and wing are on the other side
+
+
+def test_synthetic_birds_follow_from_the_seed(birds, tmp_path):
+    same = synthetic_birds.write(tmp_path / "same", train=1, test=0)
+    other = synthetic_birds.write(tmp_path / "other", train=1, test=0, seed=1)
+    image = "images/007.Made_eyestripe_two_bars/Made_eyestripe_two_bars_0001.jpg"
+    assert (same / image).read_bytes() == (birds / image).read_bytes() != (other / image).read_bytes()
+    first = [(folder / "parts/part_locs.txt").read_text().splitlines()[:15] for folder in (birds, same, other)]
+    assert first[0] == first[1] != first[2]
+
+
+def test_two_classes_differ_on_head_and_wing_alone():
+    for seed in range(2):
+        drawn = [synthetic_birds.draw(k, np.random.default_rng(seed)) for k in range(20)]
+        images = np.stack([np.asarray(image).astype(int) for image, _, _ in drawn])
+        _, places, (_, _, width, height) = drawn[0]
+        y, x = np.mgrid[: images.shape[1], : images.shape[2]] + 0.5
+        near = np.zeros(images.shape[1:3], bool)
+        wing = next(name for name in places if name.endswith("wing"))
+        eye = next(name for name in places if name.endswith("eye"))
+        for name, reach in ((wing, 0.20), (eye, 0.20)):
+            near |= np.hypot(x - places[name][0], y - places[name][1]) < reach * max(width, height) * 1.1
+        differs = (images != images[:1]).any((0, 3))
+        assert (differs & near).any()
+        assert not (differs & ~near).any()
+        assert len({image.tobytes() for image in images}) == 20
+
+
+def test_a_kill_while_birds_are_drawn_leaves_nothing(tmp_path, monkeypatch):
+    def stop(k, rng):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(synthetic_birds, "draw", stop)
+    with pytest.raises(KeyboardInterrupt):
+        synthetic_birds.write(tmp_path / "synthetic_birds")
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- crops
+
+
+def test_a_training_image_is_a_crop_mirrored_half_of_the_time(birds):
+    path = read(birds).paths[0]
+    image = load(path)
+    h, w = image.shape[:2]
+    f = 64 / min(h, w)
+    whole = cv2.resize(image, (round(w * f), round(h * f)), interpolation=cv2.INTER_AREA)
+    found = []
+    for seed in range(60):
+        crop = Cropper(56).train(path, seed)
+        assert crop.shape == (56, 56, 3)
+        places = [
+            (top, left, mirrored)
+            for mirrored in (False, True)
+            for top in range(whole.shape[0] - 55)
+            for left in range(whole.shape[1] - 55)
+            if (whole[top : top + 56, left : left + 56][:, :: -1 if mirrored else 1] == crop).all()
+        ]
+        assert len(places) == 1
+        found += places
+    assert 15 < sum(mirrored for _, _, mirrored in found) < 45
+    assert {top for top, _, _ in found} > {0, whole.shape[0] - 56}
+    assert min(left for _, left, _ in found) <= 2
+
+
+def test_the_parts_are_where_they_are_seen_in_the_test_crop(folder):
+    data = SyntheticBirds(folder.parent, 96)
+    listing = read(folder)
+    for i in data.test[:6]:
+        visible = listing.parts[i][:, 2] > 0
+        for group, names in cub.GROUPS.items():
+            members = [p for p, name in enumerate(listing.part_names) if name in names and visible[p]]
+            x, y = listing.parts[i][members, :2].mean(0)
+            image = np.zeros_like(load(listing.paths[i]))
+            cv2.circle(image, (round(x), round(y)), 4, (255, 255, 255), -1)
+            Image.fromarray(image).save(listing.paths[i], quality=95)
+            ((crop, size),) = [data.cropper.test(listing.paths[i])]
+            expected = data.places(np.array([i]), np.array([size]))[0, list(cub.GROUPS).index(group)]
+            ys, xs = np.nonzero(crop[:, :, 0] > 128)
+            if len(xs) and np.abs(expected).max() < 0.9:
+                seen = (2 * np.array([xs.mean(), ys.mean()]) + 1) / 96 - 1
+                assert np.abs(seen - expected).max() < 0.03, group
+
+
+def test_batches_depend_on_the_generator_not_on_the_threads(birds, monkeypatch):
+    train = Cropper.train
+
+    def late(crops, path, seed):
+        threading.Event().wait((seed % 7) / 1000)
+        return train(crops, path, seed)
+
+    def batches(workers):
+        data = SyntheticBirds(birds.parent, 32)
+        data.pool = ThreadPoolExecutor(workers)
+        generator = torch.Generator().manual_seed(5)
+        return [data.batch(6, generator) for _ in range(3)]
+
+    reference = batches(1)
+    four = batches(4)
+    monkeypatch.setattr(Cropper, "train", late)
+    for other in (four, batches(3)):
+        for (u, label), (v, same) in zip(reference, other, strict=True):
+            assert torch.equal(u, v)
+            assert torch.equal(label, same)
+    (u, label), (v, _), _ = reference
+    assert not torch.equal(u, v)
+    assert u.shape == (6, 3, 32, 32)
+    assert u.dtype == torch.float32
+    assert 0 <= u.min() < u.max() <= 1
+    assert label.dtype == torch.int64
+
+
+def test_another_generator_is_not_given_the_last_one_s_batch(birds):
+    data = SyntheticBirds(birds.parent, 32)
+    data.batch(4, torch.Generator().manual_seed(1))
+    u, _ = data.batch(4, torch.Generator().manual_seed(2))
+    v, _ = SyntheticBirds(birds.parent, 32).batch(4, torch.Generator().manual_seed(2))
+    assert torch.equal(u, v)
+
+
+def test_the_next_batch_is_prepared_during_the_step(birds):
+    data = SyntheticBirds(birds.parent, 32)
+    generator = torch.Generator().manual_seed(0)
+    data.batch(4, generator)
+    photos, _ = data.ahead[2]
+    for _ in range(500):
+        if all(photo.done() for photo in photos):
+            break
+        time.sleep(0.01)
+    assert all(photo.done() for photo in photos)
+
+
+def test_training_sees_each_training_image_and_no_other(birds, monkeypatch):
+    data = SyntheticBirds(birds.parent, 32)
+    seen = []
+    photo = np.zeros((32, 32, 3), np.uint8)
+    monkeypatch.setattr(Cropper, "train", lambda crops, path, seed: seen.append(path) or photo)
+    data.batch(400, torch.Generator().manual_seed(0))
+    assert set(seen) == {data.listing.paths[i] for i in data.train}
+
+
+def test_the_test_set_is_the_middle_crops_with_weights_of_mean_1(folder, tmp_path):
+    names = read(folder).names
+    part_locs = folder / "parts/part_locs.txt"
+    data = SyntheticBirds(folder.parent, 32)
+    hidden = data.test[0]
+    lines = [line.split() for line in part_locs.read_text().splitlines()]
+    part_locs.write_text("".join(
+        " ".join([*words[:4], "0" if int(words[0]) == hidden + 1 else words[4]]) + "\n" for words in lines
+    ))  # fmt: skip
+    (tmp_path / "excluded.txt").write_text(f"{names[data.test[3]]}\n{names[data.test[5]]}\n")
+    data = SyntheticBirds(folder.parent, 32, excluded=tmp_path / "excluded.txt")
+    batches = list(data.test_batches())
+    target = {key: torch.cat([batch[1][key] for batch in batches]) for key in batches[0][1]}
+    assert torch.cat([u for u, _ in batches]).shape == (20, 3, 32, 32)
+    assert target["label"].tolist() == data.listing.labels[data.test].tolist()
+    kept = torch.ones(20)
+    kept[[3, 5]] = 0
+    torch.testing.assert_close(target["kept"], kept * 20 / 18)
+    seen = torch.ones(20, 2)
+    seen[0] = 0
+    torch.testing.assert_close(target["seen"], seen * 20 / 19)
+    one, _ = data.cropper.test(data.listing.paths[data.test[7]])
+    torch.testing.assert_close(batches[0][0][7], torch.from_numpy(one).permute(2, 0, 1) / 255)
+
+
+def test_an_excluded_image_that_is_none_of_the_test_is_refused(birds, tmp_path):
+    train = read(birds).names[0]
+    (tmp_path / "excluded.txt").write_text(f"{train}\n")
+    with pytest.raises(ValueError, match=rf"excluded.txt: '{train}' is no test image; {ONE_LINE[1:]}"):
+        SyntheticBirds(birds.parent, 32, excluded=tmp_path / "excluded.txt")
+
+
+def test_448_divided_by_3_and_a_half_is_a_crop_of_128_px(birds):
+    assert SyntheticBirds(birds.parent, 448, shrink=3.5).in_shape == (3, 128, 128)
+    assert SyntheticBirds(birds.parent, 224).in_shape == (3, 224, 224)
+
+
+def test_the_checksums_stand_for_images_and_labels(folder):
+    before = SyntheticBirds(folder.parent, 32).checksums()
+    assert before == SyntheticBirds(folder.parent, 64).checksums()
+    image = read(folder).paths[0]
+    image.write_bytes(image.read_bytes() + b"x")
+    after = SyntheticBirds(folder.parent, 32).checksums()
+    assert after["train"] != before["train"]
+    assert after["test"] == before["test"]
+    assert os.environ["NO_ALBUMENTATIONS_UPDATE"] == "1"

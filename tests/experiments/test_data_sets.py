@@ -1,0 +1,73 @@
+"""All data sets by name: each is there, imports no other's packages, and has the bits that its records were made on."""
+
+import subprocess
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+from ranges import DISTORTIONS
+
+from stn.experiments import build
+from stn.experiments.datasets import DATA_SETS
+from stn.experiments.datasets.distortions import Clutter
+from stn.experiments.training.engine import Batches
+
+ROOT = Path(__file__).parents[2]
+COLOCALISATION = {
+    "name": "colocalisation", "images": 100, "random_crops": 16, "shift_std_px": 2.0, "box": "square", "seed": 0,
+}  # fmt: skip
+RECORDED = {  # sha256 of the training and of the test half; of MNIST and addition in their own tests
+    "voxel": (
+        {"name": "voxel", "size_px": 60, "max_angle_deg": 45.0, "thickness_px": 28.0},
+        "741c988805d008ac6e4c904b69001ba184c24b2c540a4ef403f4c71b676cf757",
+        "9afb98f21240f9e33ebafc63451ab2cd0203f825bf3a61d2f14a94844131236f",
+    ),
+    "T": (
+        COLOCALISATION | {"digit": 0, "patches": 0},
+        "6c9c8000d320212d080cfeabd3ff2b9939c5344351f0d58fd2273914f312e455",
+        "efe52b85ff3f2b81dba2d10d8cb5589443336f375d439b82ba7b6e45a587659b",
+    ),
+    "TC": (
+        COLOCALISATION | {"digit": 9, "patches": 16, "seed": 2},
+        "61dd989a6ce151260c8bbad6eb94c9d73d36a924b43033c90af628d09699c6ca",
+        "e968ac9edbfce683958841f2324c16690a50e7db075c5ac1b5b3af64a1cf3396",
+    ),
+}
+BIRDS = (
+    "1a28f6b3ff45d6d243445c0bfe701ecb96fa45efa7291b426687140d02abf8cd",
+    "01d11cbdb83f82afc58c2e5ee420728e299dd9d93be4ff6819c6081a39a5227b",
+)
+
+
+@pytest.mark.parametrize("name", DATA_SETS)
+def test_every_name_is_a_data_set_with_a_revision(name):
+    module, kind = DATA_SETS[name].split(":")
+    found = import_module(f"stn.experiments.datasets.{module}")
+    assert found.REVISION >= 1
+    assert getattr(found, kind).synthetic == (name in ("svhn_rendered", "synthetic_birds"))
+
+
+def test_mnist_needs_no_package_of_house_numbers_or_birds():
+    code = "import sys, stn.experiments.build, stn.experiments.datasets.mnist; print(*sys.modules)"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert not {"h5py", "albumentations", "cv2"} & set(found)
+
+
+@pytest.mark.parametrize("recorded", RECORDED)
+def test_the_bits_are_those_of_the_records(recorded):
+    config, train, test = RECORDED[recorded]
+    data = build.data_set(config, ROOT / "data")
+    assert isinstance(data, Batches)
+    assert data.checksums() == {"train": train, "test": test}
+
+
+@pytest.mark.slow  # draws 2,600 pictures
+def test_synthetic_birds_are_those_of_the_records(tmp_path):
+    data = build.data_set({"name": "synthetic_birds", "size_px": 224, "shrink": 7, "excluded": None}, tmp_path)
+    assert isinstance(data, Batches)
+    assert tuple(data.checksums().values()) == BIRDS
+
+
+def test_the_clutter_of_colocalisation_is_that_of_tc():
+    assert DISTORTIONS["tc"] == Clutter(60, 6, import_module("stn.experiments.datasets.colocalisation").PATCH_PX)

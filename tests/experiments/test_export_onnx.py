@@ -1,0 +1,70 @@
+"""scripts/export_onnx.py: the exported network computes the same in ONNX Runtime, or leaves no file."""
+
+import re
+import runpy
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+from stn import Affine, Projective, SpatialTransformer, ThinPlateSpline
+from stn.experiments.command import ROOT
+from stn.localisation import fully_connected
+
+pytest.importorskip("onnxscript", reason="the extra `onnx` is not installed")
+pytest.importorskip("onnxruntime", reason="the extra `onnx` is not installed")
+pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning"),
+]
+
+
+@pytest.fixture
+def script():
+    return runpy.run_path(str(ROOT / "scripts/export_onnx.py"))
+
+
+class Three(nn.Module):
+    """A spatial transformer with each transform on the same input, at thetas off the identity."""
+
+    def __init__(self):
+        super().__init__()
+        self.warps = nn.ModuleList()
+        for transform in (Affine(), Projective(), ThinPlateSpline()):
+            localisation = fully_connected((1, 28, 28), transform)
+            nn.init.normal_(localisation[-1].weight, std=0.5)
+            self.warps.append(SpatialTransformer(localisation, transform))
+
+    def forward(self, u):
+        return tuple(warp(u) for warp in self.warps)
+
+
+def test_every_transform_is_the_same_in_onnx_runtime(script, tmp_path):
+    torch.manual_seed(0)
+    network, u = Three(), torch.rand(5, 1, 28, 28)
+    moved = [(v - u).abs().mean() for v in network(u)]
+    assert min(moved) > 0.01
+    script["export"](network, u[:2], tmp_path / "three.onnx", ["affine", "projective", "spline"])
+    for n in (1, 5):  # exported with 2
+        assert script["difference"](network, tmp_path / "three.onnx", u[:n]) < script["TOLERANCE"]
+    with torch.no_grad():
+        network.warps[2].localisation[-1].bias += 0.01
+    assert script["difference"](network, tmp_path / "three.onnx", u) > script["TOLERANCE"]  # it would be seen
+
+
+def test_a_recorded_network_is_exported_and_checked(script, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["export_onnx.py", "mnist_st_cnn_tps-rts", "--out", str(tmp_path / "digits.onnx")])
+    script["main"]()
+    assert re.search(r"input u \(batch, 1, 42, 42\), opset 20; ONNX Runtime differs", capsys.readouterr().out)
+    assert [path.name for path in tmp_path.iterdir()] == ["digits.onnx"]
+
+
+def test_a_file_that_fails_its_check_is_not_kept(script, tmp_path, monkeypatch):
+    (tmp_path / "digits.onnx").write_text("an older one")
+    monkeypatch.setattr(sys, "argv", ["export_onnx.py", "mnist_st_cnn_tps-rts", "--out", str(tmp_path / "digits.onnx")])
+    monkeypatch.setitem(script["main"].__globals__, "TOLERANCE", -1.0)
+    with pytest.raises(ValueError, match=r"^the exported network differs from PyTorch [^\n]*: nothing was written$"):
+        script["main"]()
+    assert (tmp_path / "digits.onnx").read_text() == "an older one"
+    assert [path.name for path in tmp_path.iterdir()] == ["digits.onnx"]

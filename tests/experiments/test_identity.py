@@ -1,0 +1,78 @@
+"""The identity of a run: what changes it, and what must not."""
+
+import copy
+
+import pytest
+from composing import compose
+
+from stn.experiments import build, identity
+
+ROW = ("experiment=mnist_st_cnn_tps", "data/distortion=p", "schedule=fast")
+
+
+def name_of(*overrides: str, revisions: dict | None = None) -> str:
+    config, _ = compose(*ROW, *overrides)
+    groups = identity.asked(config)
+    revisions = build.revisions(groups) | (revisions or {})
+    precision = None if config["precision"] == "auto" else config["precision"]
+    words = (config["experiment_name"], config["schedule_name"], config["seed"], groups)
+    return identity.run_name(*words, identity.of(*words, revisions, precision))
+
+
+def test_a_run_is_named_after_what_it_computes():
+    assert name_of().startswith("mnist_st_cnn_tps-p-fast-seed0-")
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["data.root=elsewhere", "runs_dir=elsewhere", "device=cpu", "devices=2", "threads=3", "accumulate=2",
+     "checkpoint_every_s=7", "pictures=0", "progress=false", "logger=none"],
+)  # fmt: skip
+def test_where_and_how_a_run_is_computed_changes_nothing(override):
+    assert name_of(override) == name_of()
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["seed=1", "budget=100000", "schedule.steps=7", "schedule.block_steps=50", "optimizer.lr=0.04", "optimizer=adamw",
+     "schedule.lr_scheduler.pct_start=0.2", "schedule.bound=null", "data.distortion.corner_std_px=3.5",
+     "data/distortion=ps", "model.kernel=nearest", "model.transform=affine", "precision=fp32"],
+)  # fmt: skip
+def test_what_is_computed_changes_the_identity(override):
+    assert name_of(override) != name_of()
+
+
+@pytest.mark.parametrize("part", ["data", "model", "objective", "step"])
+def test_another_revision_of_the_code_is_another_run(part):
+    assert name_of(revisions={part: 99}) != name_of()
+
+
+def test_every_group_of_a_config_has_a_revision():
+    config, _ = compose(*ROW)
+    assert set(build.revisions(config)) == {"data", "model", "objective", "step"}
+
+
+def test_no_import_path_of_ours_is_in_a_config():
+    config, _ = compose(*ROW)
+    assert "stn." not in str(identity.asked(config))
+
+
+def test_a_later_key_at_its_old_value_changes_nothing(monkeypatch):
+    config, _ = compose(*ROW)
+    groups = identity.asked(config)
+    words = ("mnist_st_cnn_tps", "fast", 0)
+    before = identity.of(*words, groups, {})
+    later = copy.deepcopy(groups)
+    later["schedule"]["ema"] = None
+    assert identity.of(*words, later, {}) != before
+    monkeypatch.setitem(identity.LATER, "schedule.ema", None)
+    assert identity.of(*words, later, {}) == before
+    later["schedule"]["ema"] = 0.999
+    assert identity.of(*words, later, {}) != before
+
+
+def test_the_order_of_keys_is_no_part_of_it():
+    config, _ = compose(*ROW)
+    groups = identity.asked(config)
+    turned = {group: dict(reversed(list(groups[group].items()))) for group in reversed(list(groups))}
+    assert identity.of("e", "s", 0, groups, {}) == identity.of("e", "s", 0, turned, {})

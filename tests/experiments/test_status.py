@@ -1,0 +1,112 @@
+"""Where a table stands: scripts/status.py on run folders."""
+
+import os
+import re
+import runpy
+import subprocess
+import sys
+from datetime import timedelta
+
+import pytest
+from examples import record
+from filelock import FileLock
+
+from stn.experiments.command import ROOT
+from stn.experiments.results import records, tables
+
+
+def started(runs, experiment, distortion, seed, schedule="fast", **changes):
+    """The folder of a run: it has ended, or it is unfinished at a step."""
+    settings = {"budget": 150000, "steps": 6000, "seconds": 60.0} | changes
+    example = record(experiment, distortion, seed, schedule=schedule, **settings)
+    if example["status"] == "failed":
+        example["failure"] = "the loss became nan"
+    folder = runs / example["id"]
+    folder.mkdir(parents=True)
+    records.write(folder / ("unfinished.json" if example["status"] == "unfinished" else "result.json"), example)
+    return folder
+
+
+@pytest.fixture
+def status(monkeypatch, capsys):
+    """The cells of Table 1 by row, and the last line."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["status.py", "table1", *map(str, arguments)])
+        monkeypatch.setenv("COLUMNS", "200")
+        runpy.run_path(str(ROOT / "scripts/status.py"), run_name="__main__")
+        *shown, last = capsys.readouterr().out.splitlines()
+        rows = [line.split("│") for line in shown if "│" in line]
+        return {row[1].strip(): [cell.strip() for cell in row[2:-1]] for row in rows}, last
+
+    return run
+
+
+def test_the_status_counts_cells_by_what_became_of_them(tmp_path, status):
+    started(tmp_path, "mnist_fcn", "r", 0)
+    started(tmp_path, "mnist_fcn", "rts", 0, status="failed")
+    started(tmp_path, "mnist_cnn", "r", 0, status="unfinished", step=1500, seconds=15.0)
+    running = started(tmp_path, "mnist_cnn", "e", 0, status="unfinished", step=3000, seconds=300.0)
+    with FileLock(running / "lock"):
+        cells, last = status("--runs", tmp_path)
+    assert cells["FCN"] == ["done", "failed", "missing", "missing", "missing"]
+    assert cells["CNN"] == ["stopped 25 %", "missing", "missing", "running 50 %", "missing"]
+    assert re.match("40 cells: 1 done, 1 running, 1 stopped, 1 failed, 36 missing; about .* left, 1 at a time", last)
+    cells, _ = status("--runs", tmp_path, "--seeds", "0,1")
+    assert cells["FCN"][:2] == ["1 done, 1 missing", "1 failed, 1 missing"]
+    assert cells["CNN"][3] == "1 stopped 50 %, 1 missing"
+
+
+def test_the_time_left_is_at_the_pace_of_the_same_cell_or_run(tmp_path, status):
+    for row in tables.load(ROOT / "conf/table/table1.yaml").rows:
+        for column in ("r", "rts", "p", "e", "tc"):
+            if (row, column) not in (("mnist_fcn", "r"), ("mnist_cnn", "e")):
+                started(tmp_path, row, column, 0, seconds=7.0)
+    started(tmp_path, "mnist_fcn", "r", 1, seconds=600.0)  # another seed of the missing cell: 0.1 s a step
+    running = started(tmp_path, "mnist_cnn", "e", 0, status="unfinished", step=3000, seconds=900.0)  # 0.3 s a step
+    with FileLock(running / "lock"):
+        _, last = status("--runs", tmp_path)
+    kept = [r["seconds"] for r in records.read_kept(ROOT / "results")
+            if (r["experiment"], r["schedule"]) == ("mnist_fcn", "fast")
+            and r["config"]["data"]["distortion"]["name"] == "r"]  # fmt: skip
+    left = timedelta(seconds=round((600 + sum(kept)) / (1 + len(kept)) + 900))
+    assert last == f"40 cells: 38 done, 1 running, 0 stopped, 0 failed, 1 missing; about {left} left, 1 at a time"
+
+
+def test_smoke_runs_have_a_status_of_their_own(tmp_path, status):
+    started(tmp_path, "mnist_fcn", "r", 0, schedule="smoke", smoke=True)
+    assert status("--runs", tmp_path, "--schedule", "smoke")[0]["FCN"][0] == "done"
+    assert status("--runs", tmp_path)[0]["FCN"][0] == "missing"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--schedule", "nope"], "unknown --schedule nope: choose "),
+        (["--seeds", "one"], "--seeds one: give them as 0,1,2 or range(3)"),
+        (["--runs", "/nowhere"], "--runs /nowhere: there is no such folder"),
+    ],
+)
+def test_what_the_status_cannot_use_is_said_in_one_line(status, words, message):
+    with pytest.raises(SystemExit) as stop:
+        status(*words)
+    assert str(stop.value).startswith(f"error: {message}")
+    assert len(str(stop.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("script", "word"),
+    [
+        ("run.py", "--help"),
+        ("scripts/status.py", "table1"),
+        ("scripts/table.py", "--help"),
+        ("scripts/report.py", "-h"),
+    ],
+)
+def test_what_needs_no_network_loads_no_pytorch(script, word):
+    code = f"import runpy, sys; sys.argv = {[script, word]!r}; sys.stdout = open({os.devnull!r}, 'w')\n" \
+           f"try: runpy.run_path({script!r}, run_name='__main__')\n" \
+           "except SystemExit: pass\n" \
+           "sys.exit(' '.join({'torch', 'pytorch_lightning', 'wandb', 'ray'} & set(sys.modules)) or 0)"  # fmt: skip
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")

@@ -1,0 +1,387 @@
+"""Tables from records, and the scripts that show and write them."""
+
+import csv
+import json
+import runpy
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from examples import TABLE, record, save
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
+
+from stn.experiments.command import ROOT
+from stn.experiments.results import records, tables, weights
+
+KNOWN = [tables.load(path) for path in sorted((ROOT / "conf/table").glob("*.yaml"))]
+
+
+def text(*found):
+    """Our cells as they are printed, row by row."""
+    return [str(cell) for cell in tables.cells(TABLE, list(found), "short", 1000)]
+
+
+# --- conf/
+
+
+def write_conf(folder, rows, columns, **settings):
+    """conf/ of a table `mine` and three experiments, and the table as it is loaded."""
+    table = {"name": "mine", "title": "Mine", "metric": "test/error", "unit": "%", "notes": []}
+    table |= {"column_key": "data.size_px", "columns": columns, "rows": rows, **settings}
+    of_row = {
+        "first": {"table": "mine", "label": "First", "paper": {64: 4.0, 128: 5}},
+        "second": {"table": "mine", "label": "Second", "paper_of": "first"},
+        "other": {"table": "theirs", "label": "Other", "paper": {64: 1.0}},
+        "bare": {"table": "mine", "label": "Bare", "paper": {}},
+    }
+    for part in ("table", "experiment"):
+        (folder / part).mkdir(parents=True, exist_ok=True)
+    (folder / "table/mine.yaml").write_text(json.dumps({"table": table}))
+    for name, row in of_row.items():
+        (folder / "experiment" / f"{name}.yaml").write_text(json.dumps({"row": row}).replace('"64"', "64"))
+    return tables.load(folder / "table/mine.yaml")
+
+
+def test_labels_and_the_papers_figures_come_from_the_rows_files(tmp_path):
+    table = write_conf(tmp_path, ["first", {"second": "Ours"}, "other"], {"64": "64px", "128": "128px"})
+    assert table.rows == {"first": "First", "second": "Ours", "other": "Other"}
+    both = {"64": 4.0, "128": 5.0}
+    assert table.paper == {"first": both, "second": both, "other": {"64": 1.0}}
+    assert table.borrowed == ["other"]
+
+
+def test_a_column_may_show_the_papers_figures_of_another(tmp_path):
+    table = write_conf(tmp_path, ["first"], {"96": "96px"}, paper_column={"96": "64"})
+    assert table.paper == {"first": {"96": 4.0}}
+
+
+def test_a_table_whose_own_rows_have_no_figures_shows_none(tmp_path):
+    assert write_conf(tmp_path, ["bare", "other"], {"64": "64px"}).paper == {}
+
+
+def test_a_table_of_another_tables_rows_alone_borrows_none(tmp_path):
+    assert write_conf(tmp_path, ["other"], {"64": "64px"}).borrowed == []
+
+
+@pytest.mark.parametrize("table", KNOWN, ids=lambda table: table.name)
+def test_every_row_of_the_sweep_is_a_row_of_the_table(table):
+    sweep = (ROOT / f"conf/table/{table.name}.yaml").read_text().split("experiment: ")[1].splitlines()[0]
+    assert sweep.split(",") == list(table.rows)
+
+
+def test_every_experiment_is_a_row_of_the_table_that_it_names():
+    own = {name for table in KNOWN for name in table.rows if name not in table.borrowed}
+    assert own == {path.stem for path in (ROOT / "conf/experiment").glob("*.yaml")}
+
+
+def test_an_unknown_schedule_is_named_with_those_that_there_are():
+    with pytest.raises(ValueError, match=r"^unknown --schedule nope: choose .*fast, .*smoke"):
+        tables.schedule(ROOT / "conf", "nope")
+    assert tables.schedule(ROOT / "conf", "smoke")["smoke"]
+
+
+# --- cells
+
+
+def test_a_cell_is_mean_and_sample_standard_deviation_over_seeds():
+    found = [record(seed=seed, error=error) for seed, error in enumerate((1.0, 2.0, 4.5))]
+    cell = tables.cells(TABLE, found, "short", 1000)[0]
+    assert (cell.row, cell.column, len(cell.values), cell.paper) == ("FCN", "R", 3, 2.1)
+    assert cell.mean == pytest.approx(2.5)
+    assert cell.std == pytest.approx(((1.5**2 + 0.5**2 + 2**2) / 2) ** 0.5)
+    assert str(cell) == "2.50 ± 1.80 (3)"
+
+
+def test_a_cell_says_whether_runs_are_missing_or_failed():
+    assert text() == ["-", "-", "-", "-"]
+    found = [
+        record(error=1.234),
+        record(distortion="e", error=None),
+        record("mnist_cnn", error=0.5, seed=0),
+        record("mnist_cnn", error=None, seed=1),
+    ]
+    assert text(*found) == ["1.23", "failed", "0.50, 1 failed", "-"]
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["optimizer.lr=0.1", "+schedule.bound.all=1", "model.kernel=nearest", "optimizer=adamw", "~schedule.bound",
+     "data.distortion.canvas_px=30"],
+)  # fmt: skip
+def test_a_run_that_differs_from_its_row_is_in_no_table(override):
+    assert text(record(extra=[override])) == ["-", "-", "-", "-"]
+    assert tables.schedules(TABLE, [record(extra=[override])]) == []
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["seed=3", "budget=1000", "threads=1", "logger=none", "data.root=/x", "table=table1", "hydra.verbose=true",
+     "precision=fp32", "devices=2", "accumulate=2", "hydra/launcher=joblib", "data=mnist"],
+)  # fmt: skip
+def test_a_run_of_the_row_on_another_machine_is_in_the_table(override):
+    assert text(record(extra=[override])) == ["2.00", "-", "-", "-"]
+
+
+def test_other_experiments_and_other_columns_are_in_no_cell():
+    assert text(record("mnist_other"), record(distortion="rts")) == ["-", "-", "-", "-"]
+
+
+# --- blocks
+
+
+def test_the_most_complete_schedule_comes_first_then_the_longest():
+    found = [
+        record(error=1.0),
+        record("mnist_cnn", error=1.5),
+        record(schedule="long", steps=900, error=2.0),
+        record(schedule="longer", steps=1900, error=2.5),
+        record(error=3.0, budget=2000),
+    ]
+    order = [("short", 1000), ("longer", 1000), ("long", 1000), ("short", 2000)]
+    assert tables.schedules(TABLE, found) == order
+    assert text(*found)[0] == "1.00"
+    page = tables.markdown(TABLE, found)
+    assert page.count("| FCN |") == 4
+    assert "| FCN | 2.00 / 2.1 | - / 3.2 |" in page
+    assert page.index("Schedule `short`: 100 steps, at most 1,000 trainable") < page.index("Schedule `long`: 900 steps")
+    assert "seed 0; 1 run, 0.5 hours of training in all on a processor, 1 thread, in fp32." in page
+    assert page.endswith("- A note.")
+
+
+def test_the_footnote_names_every_precision():
+    found = [record(), record(seed=1, precision="bf16")]
+    assert "seeds 0, 1; 2 runs, 1.0 hours of training in all on a processor, 1 thread, in bf16 or fp32." in (
+        tables.markdown(TABLE, found)
+    )
+
+
+def test_a_page_leaves_out_rows_that_a_schedule_was_not_run_with():
+    found = [record(), record("mnist_cnn"), record("mnist_cnn", "e", schedule="long", steps=900)]
+    short, long = tables.markdown(TABLE, found).split("Schedule `long`")
+    rows = [line for line in long.splitlines() if line.startswith(("| FCN", "| CNN"))]
+    assert rows == ["| CNN | - / 1.2 | 2.00 / - |"]
+    assert ["| FCN |" in short, "| CNN |" in short] == [True, True]
+    assert "| CNN | failed / 1.2 | - / - |" in tables.markdown(TABLE, [record(), record("mnist_cnn", error=None)])
+
+
+def test_a_table_without_figures_of_the_paper_shows_ours_alone():
+    own = replace(TABLE, paper={})
+    found = tables.cells(own, [record(error=1.0)], "short", 1000)
+    assert tables.grid(own, found) == [["% error", "R", "E"], ["FCN", "1.00", "-"], ["CNN", "-", "-"]]
+
+
+def test_a_borrowed_row_is_shown_but_makes_no_table_alone():
+    own = replace(TABLE, borrowed=["mnist_fcn"])
+    found = [record(), record("mnist_cnn"), record(schedule="long", steps=900)]
+    assert tables.schedules(own, found) == [("short", 1000)]
+    assert [cell.values for cell in tables.cells(own, found, "short", 1000)] == [[2.0], [], [2.0], []]
+
+
+def test_synthetic_data_have_a_block_of_their_own_that_says_so():
+    real, drawn = record(error=1.0), record(error=7.0, synthetic=True, extra=["data=rendered"], budget=None)
+    drawn["config"]["data"]["name"] = "rendered"
+    page = tables.markdown(TABLE, [drawn, real])
+    first, second = page.index("| FCN | 1.00 / 2.1"), page.index("| FCN | 7.00 / 2.1")
+    assert first < page.index("**Synthetic data: rendered.**  Schedule `short`: 100 steps") < second
+
+
+def test_a_table_without_records_says_so():
+    assert tables.markdown(TABLE, []) == "No records yet."
+
+
+def test_the_csv_has_a_line_for_every_row_column_and_schedule(tmp_path):
+    found = [
+        record(error=1.0),
+        record(seed=1, error=2.0),
+        record("mnist_cnn", "e", error=None),
+        record(schedule="long", steps=900, error=0.25, synthetic=True),
+    ]
+    written = tables.write(tmp_path, TABLE, found)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["example.csv", "example.md"]
+    assert sorted(path.name for path in written) == ["example.csv", "example.md"]
+    assert tables.write(tmp_path, TABLE, found) == []
+    assert (tmp_path / "example.csv").read_text() == (
+        "row,column,schedule,budget,params,n,mean,std,paper,synthetic\n"
+        "FCN,R,short,1000,987,2,1.5,0.7071,2.1,false\n"
+        "FCN,E,short,1000,,0,,,3.2,false\n"
+        "CNN,R,short,1000,,0,,,1.2,false\n"
+        "CNN,E,short,1000,987,0,,,,false\n"
+        "FCN,R,long,1000,987,1,0.25,,2.1,true\n"
+        "FCN,E,long,1000,,0,,,3.2,false\n"
+        "CNN,R,long,1000,,0,,,1.2,false\n"
+        "CNN,E,long,1000,,0,,,,false\n"
+    )
+
+
+@pytest.mark.parametrize("table", KNOWN, ids=lambda table: table.name)
+def test_the_tables_in_git_are_those_of_the_kept_records(table, tmp_path):
+    tables.write(tmp_path, table, records.read_kept(ROOT / "results"))
+    for name in (f"{table.name}.csv", f"{table.name}.md"):
+        assert (tmp_path / name).read_text() == (ROOT / "results" / name).read_text()
+
+
+# --- scripts
+
+
+@pytest.fixture
+def script(tmp_path, monkeypatch, capsys):
+    """A script in a project of its own: its exit status or message, and its output."""
+    for part in ("table", "experiment", "schedule"):
+        shutil.copytree(ROOT / "conf" / part, tmp_path / "conf" / part)
+    for part in ("results/weights", "docs", "runs"):
+        (tmp_path / part).mkdir(parents=True)
+    (tmp_path / "README.md").touch()
+    monkeypatch.setattr("stn.experiments.command.ROOT", tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def run(name, *arguments):
+        monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
+        try:
+            runpy.run_path(str(ROOT / "scripts" / name), run_name="__main__")
+        except SystemExit as stop:
+            return stop.code, capsys.readouterr().out
+        return 0, capsys.readouterr().out
+
+    return run
+
+
+def test_the_table_script_shows_own_and_kept_records(script, tmp_path):
+    save(tmp_path / "runs", record(error=1.0, schedule="fast"), record("mnist_st_cnn_tps", "tc", 0, 0.5, "fast"))
+    old = record(error=9.0, schedule="fast")  # of the same run as the first, which stands before it
+    records.keep([old, record(seed=1, error=2.0, schedule="fast")], tmp_path / "results")
+    code, shown = script("table.py", "table1", "--schedule", "fast")
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in shown.splitlines()]
+    assert code == 0
+    assert ["FCN", "1.50 ± 0.71 (2) / 2.1", "- / 5.2", "- / 3.1", "- / 3.2", "- / 13.2"] in rows
+    assert "own runs, below " in shown
+    page = (tmp_path / "results/table1.md").read_text()
+    assert "| FCN | 1.50 ± 0.71 (2) / 2.1 | - / 5.2 | - / 3.1 | - / 3.2 | - / 13.2 |" in page
+    assert "| ST-CNN TPS | - / 0.7 | - / 0.5 | - / 0.8 | - / 1.1 | 0.50 / - |" in page
+    lines = list(csv.DictReader((tmp_path / "results/table1.csv").read_text().splitlines()))
+    assert len(lines) == 40
+    assert lines[0] == {
+        "row": "FCN", "column": "R", "schedule": "fast", "budget": "1000", "params": "987", "n": "2", "mean": "1.5",
+        "std": "0.7071", "paper": "2.1", "synthetic": "false",
+    }  # fmt: skip
+
+
+def test_the_table_script_shows_one_schedule_and_writes_all(script, tmp_path):
+    save(tmp_path / "runs", record(error=1.0, schedule="fast"), record(schedule="paper", steps=900, error=2.0))
+    _, shown = script("table.py", "table1", "--schedule", "paper", "--out", tmp_path / "out")
+    assert "Schedule `paper`" in shown
+    assert "Schedule `fast`" not in shown
+    written = csv.DictReader((tmp_path / "out/table1.csv").read_text().splitlines())
+    assert {line["schedule"] for line in written} == {"paper", "fast"}
+
+
+def test_a_smoke_run_is_shown_as_one_and_reaches_no_file(script, tmp_path):
+    save(tmp_path / "runs", record(error=89.5, schedule="smoke", smoke=True))
+    before = sorted(path for path in tmp_path.rglob("*"))
+    code, shown = script("table.py", "table1", "--schedule", "smoke")
+    assert code == 0
+    assert "smoke: these figures mean nothing" in shown
+    assert "89.50 / 2.1" in shown
+    assert sorted(path for path in tmp_path.rglob("*")) == before
+    assert "89.50" not in script("table.py", "table1")[1]
+    script("keep_records.py")
+    assert not (tmp_path / "results/records.jsonl").exists()
+    assert not any("89.5" in path.read_text() for path in (tmp_path / "results").glob("*.*"))
+
+
+def test_what_the_table_script_cannot_use_is_said_in_one_line(script, tmp_path):
+    code, _ = script("table.py", "table1", "--schedule", "nope")
+    assert code.startswith("error: unknown --schedule nope: choose ")
+    missing = tmp_path / "missing"
+    for name in ("table.py", "status.py", "report.py", "keep_records.py"):
+        words = ["table1"] if name in ("table.py", "status.py") else []
+        assert script(name, *words, "--runs", missing)[0] == f"error: --runs {missing}: there is no such folder"
+    save(tmp_path / "runs", record())
+    result = tmp_path / "runs" / record()["id"] / "result.json"
+    result.write_text('{"version": 2')
+    code, _ = script("table.py", "table1")
+    assert code.startswith(f"error: the record {result} is damaged ")
+    assert len(code.splitlines()) == 1
+
+
+def test_finished_runs_are_kept_and_the_pages_made_from_them(script, tmp_path):
+    for page in ("README.md", "docs/more.md"):
+        (tmp_path / page).write_text("Before.\n<!-- table1 -->\nold\n<!-- /table1 -->\nAfter.\n")
+    save(tmp_path / "runs", record(error=1.0), record(seed=1, error=None), record(seed=2, error=2.0))
+    records.keep([record(error=9.0)], tmp_path / "results")
+    _, said = script("keep_records.py")
+    assert said.startswith("1 new records in ")
+    assert {"written: README.md", "written: docs/more.md", "written: results/table1.csv"} <= set(said.splitlines())
+    kept = [r["metrics"]["test/error"] for r in records.read_kept(tmp_path / "results")]
+    assert kept == [9.0, 2.0]
+    _, said = script("keep_records.py")
+    assert said.splitlines() == [f"0 new records in {tmp_path / 'results/records.jsonl'}"]
+    # the tables are of what is kept alone: 9.0 and 2.0, not the 1.0 that was run again
+    row = "| FCN | 5.50 ± 4.95 (2) / 2.1 | - / 5.2 | - / 3.1 | - / 3.2 | - / 13.2 |"
+    page = (tmp_path / "README.md").read_text()
+    assert page.count(row) == 1
+    assert row in (tmp_path / "results/table1.md").read_text()
+    assert page.startswith("Before.\n<!-- table1 -->\n")
+    assert page.endswith("<!-- /table1 -->\nAfter.\n")
+    assert "old" not in page
+    assert (tmp_path / "docs/more.md").read_text() == page
+
+
+# --- weights
+
+
+def test_weights_are_kept_in_half_precision_and_listed(script, tmp_path):
+    examples = [record(), record(seed=1)]
+    save(tmp_path / "runs", *examples)
+    tensors = {"a": np.linspace(-1, 1, 7, dtype=np.float32), "steps": np.array([3], dtype=np.int64)}
+    for example in examples:
+        save_file(tensors, tmp_path / "runs" / example["id"] / "weights.safetensors", {"id": example["id"]})
+    script("keep_records.py", "--weights", "*seed1*")
+    name, folder = examples[1]["id"], tmp_path / "results/weights"
+    path = folder / f"{name}.safetensors"
+    assert sorted(p.name for p in folder.iterdir()) == ["README.md", "index.json", path.name]
+    kept = load_file(path)
+    assert (kept["a"].dtype, kept["steps"].dtype) == (np.float16, np.int64)
+    np.testing.assert_allclose(kept["a"], tensors["a"], atol=5e-4)
+    with safe_open(path, framework="np") as file:
+        assert file.metadata() == {"id": name}
+    digest = subprocess.run(["sha256sum", path], capture_output=True, text=True, check=True).stdout.split()[0]
+    assert weights.index(folder) == {name: {"sha256": digest, "bytes": path.stat().st_size}}
+    card = (folder / "README.md").read_text()
+    assert f"## {name}\n" in card
+    assert "Table 1, FCN, R; the paper's figure is 2.1." in card
+    assert examples[0]["id"] not in card
+
+
+def test_more_weights_than_git_should_hold_are_refused(tmp_path, monkeypatch):
+    save_file({"a": np.zeros(1000, dtype=np.float32)}, tmp_path / "weights.safetensors")
+    monkeypatch.setattr(weights, "MOST_BYTES", 1500)
+    (tmp_path / "kept").mkdir()
+    with pytest.raises(ValueError, match=r"^a-run would make [^\n]* bytes, of at most 1,500"):
+        weights.keep(tmp_path / "weights.safetensors", "a-run", tmp_path / "kept")
+    assert list((tmp_path / "kept").iterdir()) == []
+
+
+def test_the_kept_weights_are_those_that_the_index_lists():
+    folder = ROOT / "results/weights"
+    listed = weights.index(folder)
+    files = {path.stem: path.stat().st_size for path in folder.glob("*.safetensors")}
+    assert {name: entry["bytes"] for name, entry in listed.items()} == files
+    assert sum(files.values()) <= weights.MOST_BYTES
+    assert set(files) <= {r["id"] for r in records.read_kept(ROOT / "results")}
+    card = (folder / "README.md").read_text()
+    assert all(f"## {name}\n" in card for name in files)
+
+
+# --- imports
+
+
+@pytest.mark.parametrize("module", ["report", "cards", "tables", "records", "weights", "curves"])
+def test_what_is_made_from_records_imports_no_pytorch(module):
+    absent = {"torch", "pytorch_lightning", "wandb", "hydra"}
+    code = f"import sys, stn.experiments.results.{module}; print(*sorted({absent!r} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []

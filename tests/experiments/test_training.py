@@ -1,0 +1,465 @@
+"""Schedule, step engine, checkpoint, health and logs, in process; the engine against a plain loop."""
+
+import logging
+import os
+import re
+from collections import OrderedDict
+from functools import partial
+from math import cos, pi
+from types import SimpleNamespace
+from unittest import mock
+
+import pytest
+import pytorch_lightning as pl
+import torch
+import torch.nn.functional as F
+from pytorch_lightning.loggers import WandbLogger
+from torch import nn
+from torch.utils.data import TensorDataset
+
+from stn import Affine, Affine3d, SpatialTransformer
+from stn.experiments.datasets.mnist import DistortedMnist
+from stn.experiments.networks.mnist import build, fcn
+from stn.experiments.training import checkpoint
+from stn.experiments.training.checkpoint import Checkpoint
+from stn.experiments.training.classification import Classification, cross_entropy, error
+from stn.experiments.training.engine import Diverged, Training, block_seed
+from stn.experiments.training.environment import pick_precision
+from stn.experiments.training.health import Health
+from stn.experiments.training.logs import Log
+from stn.experiments.training.schedule import Schedule, parameters
+from stn.localisation import Regression, fully_connected
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+CPU = torch.device("cpu")
+SEED = 3
+SGD = {"_target_": "torch.optim.SGD", "lr": 0.1, "momentum": 0.9, "weight_decay": 0.01}
+ONE_CYCLE = {"_target_": "torch.optim.lr_scheduler.OneCycleLR", "pct_start": 0.3, "cycle_momentum": False}
+VALUES = {
+    "steps": 10,
+    "batch_size": 8,
+    "block_steps": 4,
+    "optimizer": SGD,
+    "lr_scheduler": ONE_CYCLE,
+    "localisation_lr": 0.1,
+    "bound": {"all": 0.5},
+}
+
+
+@pytest.fixture
+def data(random_digits):
+    return DistortedMnist("nowhere", {"name": "r", "max_angle_deg": 90.0, "scale": [1.0, 1.0], "canvas_px": 28})
+
+
+def st_fcn(seed=0):
+    torch.manual_seed(seed)
+    network = build((1, 28, 28), 10, 40_000, fcn, partial(fully_connected, hidden=(16, 16)), Affine())
+    # off the identity, where every point is on a pixel's centre and its sub-gradient hangs on the last bit
+    nn.init.normal_(network.transformer.localisation[-1].weight, std=0.1)
+    return network
+
+
+def engine(data, precision="fp32", init=0, **changes):
+    return Training(st_fcn(init), data, Classification(), Schedule(**VALUES | changes), SEED, precision)
+
+
+def trainer(max_epochs=3, *callbacks):
+    return pl.Trainer(
+        max_epochs=max_epochs, accelerator="cpu", devices=1, logger=False, callbacks=list(callbacks),
+        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+    )  # fmt: skip
+
+
+def assert_same_bits(network, other):
+    for (name, one), two in zip(network.state_dict().items(), other.state_dict().values(), strict=True):
+        assert torch.equal(one, two), name
+
+
+# --- schedule
+
+
+def rates(steps, **changes):
+    """The rates of the groups of an optimiser before each step."""
+    schedule = Schedule(**VALUES | {"steps": steps} | changes)
+    optimizers = schedule.optimizers(st_fcn())
+    schedulers = schedule.schedulers(optimizers)
+    seen = []
+    for _ in range(steps):
+        seen.append([float(group["lr"]) for one in optimizers for group in one.param_groups])
+        for one in (*optimizers, *schedulers):
+            one.step()
+    return seen
+
+
+def one_cycle(step, steps):
+    """Half a cosine from 4 % up to the peak over the first 30 %, and one down to nearly 0."""
+    up = 0.3 * steps - 1
+    if step <= up:
+        return 0.04 + 0.96 * (1 - cos(pi * step / up)) / 2
+    return (1 + cos(pi * (step - up) / (steps - 1 - up))) / 2
+
+
+def test_one_cycle_rises_from_4_percent_to_the_peak_and_falls():
+    assert [rate for rate, _ in rates(200)] == pytest.approx([0.1 * one_cycle(i, 200) for i in range(200)], abs=1e-6)
+
+
+def test_every_group_has_a_cycle_of_its_own_height():
+    assert [own / rest for rest, own in rates(20)] == pytest.approx([0.1] * 20)
+
+
+def test_a_rate_without_a_scheduler_stays():
+    assert rates(3, lr_scheduler=None) == [pytest.approx([0.1, 0.01])] * 3
+
+
+def test_the_steps_of_a4_divide_the_rate_by_10_twice():
+    decay = {"_target_": "torch.optim.lr_scheduler.StepLR", "step_size": 2, "gamma": 0.1}
+    assert [rate for rate, _ in rates(6, lr_scheduler=decay)] == pytest.approx([0.1, 0.1, 0.01, 0.01, 1e-3, 1e-3])
+
+
+def test_a_total_that_the_config_names_is_not_filled_in():
+    cosine = {"_target_": "torch.optim.lr_scheduler.CosineAnnealingLR"}
+    assert rates(4, lr_scheduler=cosine)[-1][0] == pytest.approx(0.1 * (1 + cos(3 * pi / 4)) / 2)
+    assert rates(4, lr_scheduler=cosine | {"T_max": 3})[-1][0] == pytest.approx(0, abs=1e-9)
+
+
+OPTIMIZERS = [
+    {"_target_": "torch.optim.AdamW", "lr": 1e-3, "weight_decay": 0.01},
+    {"_target_": "torch.optim.RMSprop", "lr": 1e-3},
+    {"_target_": "torch.optim.Muon", "lr": 1e-2, "others": {"_target_": "torch.optim.AdamW", "lr": 1e-3}},
+]
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=lambda one: one["_target_"].split(".")[-1])
+def test_any_optimizer_of_pytorch_trains_and_resumes_to_the_bit(data, tmp_path, optimizer):
+    whole = engine(data, optimizer=optimizer)
+    before = [p.clone() for p in whole.network.parameters()]
+    trainer().fit(whole)
+    assert not any(torch.equal(a, b) for a, b in zip(before, whole.network.parameters(), strict=True))
+    trainer(1, Checkpoint(tmp_path / "checkpoint.ckpt", every_s=0.0)).fit(engine(data, optimizer=optimizer))
+    resumed = engine(data, init=1, optimizer=optimizer)
+    trainer().fit(resumed, ckpt_path=tmp_path / "checkpoint.ckpt", weights_only=True)
+    assert_same_bits(resumed.network, whole.network)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        *[({key: 0}, rf"schedule\.{key}=0 has to be a whole number") for key in ("steps", "batch_size", "block_steps")],
+        ({"steps": True}, r"schedule\.steps=True has to be a whole number"),
+        ({"localisation_lr": -1.0}, r"schedule\.localisation_lr=-1\.0 has to be a number, 0 or more"),
+        ({"localisation_lr": float("nan")}, r"schedule\.localisation_lr=nan has to be a number"),
+        ({"bound": {"all": 0.0}}, r"schedule\.bound\.all=0\.0 has to be a number above 0"),
+        ({"bound": {"al": 1.0}}, r"schedule\.bound=.* has to be null, "),
+        ({"bound": {"all": 1.0, "rest": 1.0}}, r"schedule\.bound=.* has to be null, "),
+        ({"optimizer": SGD | {"lr": -0.1}}, r"optimizer\.lr=-0\.1 has to be a number, 0 or more"),
+        ({"optimizer": SGD | {"momentum": "much"}}, r"optimizer\.momentum='much' has to be a number"),
+    ],
+)
+def test_a_schedule_refuses_what_cannot_be_trained_with(changes, said):
+    with pytest.raises(ValueError, match=rf"^{said}[^\n]*$"):
+        Schedule(**VALUES | changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"optimizer": {"_target_": "torch.optim.Sgd", "lr": 0.1}}, "optimizer._target_='torch.optim.Sgd' is no "),
+        ({"optimizer": {"_target_": "torch.load", "lr": 0.1}}, "optimizer._target_='torch.load' is no "),
+        ({"optimizer": {"_target_": "torch.nn.Linear", "lr": 0.1}}, "optimizer._target_='torch.nn.Linear' is no "),
+        ({"optimizer": SGD | {"momentun": 0.9}}, "unknown key optimizer.momentun of SGD"),
+        ({"optimizer": {"_target_": "torch.optim.Muon", "lr": 0.1}}, "optimizer: Muon refuses its arguments: "),
+        ({"lr_scheduler": {"_target_": "torch.optim.SGD"}}, "schedule.lr_scheduler._target_='torch.optim.SGD' is no "),
+        (
+            {"lr_scheduler": ONE_CYCLE | {"pct_start": 3.0}},
+            "schedule.lr_scheduler: OneCycleLR refuses its arguments with schedule.steps=1: ",
+        ),
+    ],
+)  # fmt: skip
+def test_what_pytorch_cannot_train_with_is_named_in_one_line(changes, said):
+    with pytest.raises(ValueError, match=rf"^{re.escape(said)}[^\n]*$"):
+        rates(1, **changes)
+
+
+@pytest.mark.parametrize(("steps", "blocks"), [(1, 1), (4, 1), (5, 2), (8, 2), (10, 3)])
+def test_a_last_shorter_block_is_a_block(steps, blocks):
+    assert Schedule(**VALUES | {"steps": steps}).blocks == blocks
+
+
+def test_localisation_lr_scales_the_localisation_network_alone():
+    network = st_fcn()
+    (optimizer,) = Schedule(**VALUES).optimizers(network)
+    grouped = [p for group in optimizer.param_groups for p in group["params"]]
+    assert sorted(map(id, grouped)) == sorted(map(id, network.parameters()))  # each once
+    localisation = set(network.transformer.localisation.parameters())
+    for group, expected in zip(optimizer.param_groups, (False, True), strict=True):
+        assert {p in localisation for p in group["params"]} == {expected}
+
+
+def test_a_localisation_network_is_one_by_its_transformer_not_by_name():
+    shared = nn.Linear(3, 6)
+    network = nn.Sequential(
+        OrderedDict(localisation=nn.Linear(3, 3), st=SpatialTransformer(shared, Affine()), plain=nn.Linear(3, 3))
+    )
+    own, rest = parameters(network)
+    assert set(own) == set(shared.parameters())
+    assert set(rest) == {*network.localisation.parameters(), *network.plain.parameters()}
+
+
+def test_frozen_parameters_are_trained_by_nobody():
+    network = st_fcn()
+    network.transformer.localisation.requires_grad_(False)
+    own, rest = parameters(network)
+    assert own == []
+    assert rest == list(network.classifier.parameters())
+
+
+# --- step engine
+
+
+def plain_loop(network, data, precision, steps, block_steps, batch_size, localisation_lr, bound, **_):
+    """The same training as a loop over steps; returns every step's loss and number of wrong answers."""
+    localisation = set(network.transformer.localisation.parameters())
+    velocity = {p: torch.zeros_like(p) for p in network.parameters()}
+    losses, wrong = [], []
+    for step in range(steps):
+        if step % block_steps == 0:
+            generator = torch.Generator().manual_seed(block_seed(SEED, step // block_steps))
+        u, label = data.batch(batch_size, generator)
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+            logits = network(u)
+        loss = F.cross_entropy(logits.float(), label)
+        gradients = torch.autograd.grad(loss, list(velocity))
+        whole = torch.stack([g.norm() for g in gradients]).norm()
+        norms = [
+            torch.stack(
+                [g.norm() for p, g in zip(velocity, gradients, strict=True) if (p in localisation) == inside]
+            ).norm()
+            for inside in (False, True)
+        ]
+        for p, g in zip(velocity, gradients, strict=True):
+            own = ("rest", "localisation")[p in localisation]
+            norm, largest = (whole, bound["all"]) if "all" in bound else (norms[p in localisation], bound.get(own))
+            if largest is not None and norm > largest:
+                g = g * largest / norm
+            velocity[p] = 0.9 * velocity[p] + g + 0.01 * p.detach()
+            p.data -= 0.1 * one_cycle(step, steps) * (localisation_lr if p in localisation else 1) * velocity[p]
+        losses.append(loss.item())
+        wrong.append((logits.argmax(1) != label).sum().item())
+    return losses, wrong
+
+
+@pytest.mark.parametrize(
+    ("precision", "bound"),
+    [("fp32", {"all": 0.5}), ("fp32", {}), ("bf16", {"all": 0.5}), ("fp32", {"localisation": 0.05, "rest": 0.5}),
+     ("fp32", {"localisation": 0.05})],
+)  # fmt: skip
+def test_the_engine_takes_the_steps_of_a_plain_loop(data, precision, bound):
+    # bf16: each step has to see the weights of the last one, though autocast keeps its copies of them while it lasts
+    module, plain = engine(data, precision, bound=bound), st_fcn()
+    trainer().fit(module)
+    losses, wrong = plain_loop(plain, data, precision, **VALUES | {"bound": bound})
+    atol = 1e-6 if precision == "fp32" else 1e-4  # half precision turns the last digit of a weight into 0.4 % of it
+    for (name, ours), expected in zip(module.network.state_dict().items(), plain.state_dict().values(), strict=True):
+        torch.testing.assert_close(ours, expected, atol=atol, rtol=1e-5, msg=lambda text, name=name: f"{name}: {text}")
+    assert max((a - b).abs().max() for a, b in zip(plain.parameters(), st_fcn().parameters(), strict=True)) > 100 * atol
+    blocks = [slice(0, 4), slice(4, 8), slice(8, 10)]  # the last is shorter
+    assert [entry["step"] for entry in module.curve] == [4, 8, 10]
+    means = [sum(losses[block]) / len(losses[block]) for block in blocks]
+    assert [entry["train/loss"] for entry in module.curve] == pytest.approx(means, abs=atol)
+    percents = [100 * sum(wrong[block]) / (8 * len(wrong[block])) for block in blocks]
+    assert [entry["train/error"] for entry in module.curve] == pytest.approx(percents)
+    expected = [0.1 * one_cycle(step, 10) for step in (0, 4, 8)]
+    assert [entry["lr"] for entry in module.curve] == pytest.approx(expected, abs=1e-6)
+
+
+def test_every_seed_and_block_draws_its_own_numbers_and_the_same_again():
+    pairs = [(seed, block) for seed in range(12) for block in range(12)]  # (1, 11) and (11, 1) among them
+    assert len({block_seed(*pair) for pair in pairs}) == len(pairs)
+    assert block_seed(1, 11) == block_seed(1, 11)
+
+
+def test_the_test_error_is_the_percentage_of_wrong_answers_though_the_last_batch_is_smaller(data):
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (1003, 1, 28, 28), generator=generator, dtype=torch.uint8)
+    module = engine(data)
+    answers = module.network(images / 255).argmax(1)
+    labels = answers.clone()
+    labels[:100] = (labels[:100] + 1) % 10  # 100 wrong ones among the first 1000, and one of the last 3
+    labels[-1] = (labels[-1] + 1) % 10
+    data.test = TensorDataset(images, labels)
+    tester = trainer()
+    tester.test(module, verbose=False)
+    assert tester.callback_metrics == {"test/error": pytest.approx(100 * 101 / 1003)}
+
+
+def test_a_sequence_is_right_if_all_of_its_labels_are_and_its_loss_is_the_sum_of_theirs():
+    label = torch.tensor([[0, 1, 2], [2, 2, 2], [1, 0, 1], [0, 0, 0]])
+    logits = 3.0 * F.one_hot(label, 3)
+    logits[1, 2] = torch.tensor([0.0, 3.0, 0.0])  # one of three labels wrong
+    logits[3] = torch.tensor([0.0, 0.0, 3.0])  # all of them
+    of_right, of_wrong, _ = (-torch.log_softmax(torch.tensor([3.0, 0.0, 0.0]), 0)).tolist()
+    rights, wrongs = 3 + 2 + 3 + 0, 0 + 1 + 0 + 3
+    assert cross_entropy(logits, label).item() == pytest.approx((rights * of_right + wrongs * of_wrong) / 4)
+    assert error(logits, label).item() == 50
+
+
+def test_a_loss_that_is_no_number_stops_training_and_names_its_step(data):
+    calls = []
+
+    def batch(n, generator):
+        u, label = DistortedMnist.batch(data, n, generator)
+        calls.append(n)
+        return u * (float("nan") if len(calls) > 5 else 1), label
+
+    data.batch = batch
+    module = engine(data)
+    with pytest.raises(Diverged, match="the loss became nan at step 5: ") as caught:
+        trainer().fit(module)
+    assert caught.value.step == 5
+    assert [entry["step"] for entry in module.curve] == [4]
+
+
+def test_an_unknown_precision_is_refused():
+    with pytest.raises(ValueError, match="unknown precision='fp16': choose auto, fp32 or bf16"):
+        pick_precision("fp16", nn.Linear(1, 1), CPU)
+
+
+def test_convolutions_are_in_bf16_where_it_is_fast(monkeypatch):
+    for fast, network, expected in (
+        (True, nn.Conv2d(1, 1, 1), "bf16"), (True, nn.Linear(1, 1), "fp32"), (False, nn.Conv2d(1, 1, 1), "fp32"),
+    ):  # fmt: skip
+        monkeypatch.setattr("stn.experiments.training.environment.fast_bf16", lambda device, fast=fast: fast)
+        assert pick_precision("auto", network, CPU) == expected
+        assert pick_precision("fp32", network, CPU) == "fp32"
+
+
+# --- checkpoint
+
+
+def test_a_run_resumed_after_any_block_ends_in_the_bits_of_an_uninterrupted_one(data, tmp_path):
+    whole = engine(data)
+    trainer().fit(whole)
+    for blocks in (1, 2):
+        trainer(blocks, Checkpoint(tmp_path / "checkpoint.ckpt", every_s=0.0)).fit(engine(data))
+        checkpoint.check(tmp_path / "checkpoint.ckpt")
+        resumed = engine(data, init=1)  # other weights, which the checkpoint has to replace
+        trainer().fit(resumed, ckpt_path=tmp_path / "checkpoint.ckpt", weights_only=True)
+        assert_same_bits(resumed.network, whole.network)
+        assert resumed.curve == whole.curve
+
+
+def test_checkpoints_are_as_far_apart_as_asked_and_the_last_block_needs_none(data, tmp_path):
+    trainer(3, Checkpoint(tmp_path / "checkpoint.ckpt", every_s=1e6)).fit(engine(data))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("stopped_in", ["save_checkpoint", "replace"])
+def test_a_kill_while_a_checkpoint_is_written_leaves_the_last_one_whole(data, tmp_path, monkeypatch, stopped_in):
+    path = tmp_path / "checkpoint.ckpt"
+    run, saver = trainer(1), Checkpoint(path, every_s=1e6)
+    run.fit(engine(data))
+    saver.save(run)
+    before = path.read_bytes()
+
+    def stop(scratch, *_):
+        with open(scratch, "ab") as file:
+            file.write(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run if stopped_in == "save_checkpoint" else os, stopped_in, stop)
+    with pytest.raises(KeyboardInterrupt):
+        saver.save(run)
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [lambda whole: whole[: len(whole) // 2], lambda whole: b"", lambda whole: b"something else"],
+    ids=["truncated", "empty", "foreign"],
+)
+def test_a_damaged_checkpoint_is_named_in_one_line(data, tmp_path, damage):
+    path = tmp_path / "checkpoint.ckpt"
+    run = trainer(1, Checkpoint(path, every_s=0.0))
+    run.fit(engine(data))
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(ValueError, match=rf"^the checkpoint {path} is damaged [^\n]*: delete it [^\n]*$"):
+        checkpoint.check(path)
+
+
+def test_a_checkpoint_of_something_else_is_named_with_what_it_lacks(tmp_path):
+    path = tmp_path / "checkpoint.ckpt"
+    torch.save({"state_dict": {}, "loops": {}}, path)
+    with pytest.raises(ValueError, match=r"lacks curve, optimizer_states, seconds: delete it"):
+        checkpoint.check(path)
+
+
+# --- health
+
+
+@pytest.mark.parametrize(
+    ("start", "collapsed"),
+    [
+        ((1.0, 0.0, 0.0, 0.0, 1.0, 0.0), False),
+        ((-0.5, 0.0, 0.3, 0.0, 0.5, 0.0), False),  # mirrored, but in the image
+        ((1.0, 0.0, 5.0, 0.0, 1.0, 0.0), True),
+        ((0.01, 0.0, 0.0, 0.0, 0.01, 0.0), True),
+    ],
+    ids=["identity", "mirrored", "out of the image", "a single point"],
+)
+def test_a_collapse_is_warned_of_once_and_a_healthy_transformer_never(caplog, start, collapsed):
+    localisation = nn.Sequential(nn.Flatten(), Regression(28 * 28, Affine(), start))
+    network = nn.Sequential(OrderedDict(first=SpatialTransformer(localisation, Affine())))
+    module = SimpleNamespace(network=network, device=CPU, curve=[])
+    health = Health(torch.rand(2, 1, 28, 28))
+    for step in (100, 200):
+        module.curve.append({"step": step})
+        with caplog.at_level(logging.WARNING):
+            health.on_train_batch_end(None, module, None, None, 0)
+    assert [message.startswith("first has collapsed at step 100: ") for message in caplog.messages] == [
+        True
+    ] * collapsed
+    det = start[0] * start[4] - start[1] * start[3]
+    assert [entry["first/det"] for entry in module.curve] == pytest.approx([det, det], abs=1e-5)
+
+
+def test_a_volume_read_at_one_plane_is_no_collapse_and_a_window_outside_of_it_is(caplog):
+    plane = (1.0, 0.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
+    outside = (1.0, 0.0, 0.0, 9.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0, 1.0, 0.0)
+    for start, collapsed in ((plane, 0), (outside, 1)):
+        transformer = SpatialTransformer(nn.Sequential(nn.Flatten(), Regression(512, Affine3d(), start)), Affine3d())
+        module = SimpleNamespace(network=nn.Sequential(transformer), device=CPU, curve=[{"step": 100}])
+        Health(torch.rand(2, 1, 8, 8, 8)).on_train_batch_end(None, module, None, None, 0)
+        assert len(caplog.messages) == collapsed
+
+
+def test_a_network_without_a_transformer_has_no_health():
+    module = SimpleNamespace(network=nn.Flatten(), device=CPU, curve=[{"step": 1}])
+    Health(torch.rand(2, 1, 28, 28)).on_train_batch_end(None, module, None, None, 0)
+    assert module.curve == [{"step": 1}]
+
+
+# --- logs
+
+
+@pytest.mark.parametrize(
+    ("pictures", "blocks", "drawn"), [(0, 5, 0), (1, 5, 1), (2, 5, 2), (3, 7, 3), (5, 5, 5), (9, 2, 2)]
+)
+def test_a_run_logs_every_block_and_as_many_pictures_as_asked_the_last_at_its_end(pictures, blocks, drawn):
+    rows, images = [], []
+    logger = mock.Mock(spec=WandbLogger)
+    logger.log_metrics = lambda row, step: rows.append((step, row))
+    logger.log_image = lambda key, pictures, step: images.append((step, key, pictures))
+    log = Log(torch.rand(2, 1, 28, 28), pictures)
+    module = SimpleNamespace(network=st_fcn(), device=CPU, curve=[], schedule=SimpleNamespace(blocks=blocks))
+    for block in range(blocks):
+        module.current_epoch = block
+        module.curve.append({"step": 10 * (block + 1), "train/loss": float(block)})
+        log.on_train_batch_end(SimpleNamespace(loggers=[logger]), module, None, None, 0)
+    assert rows == [(10 * (block + 1), {"train/loss": float(block)}) for block in range(blocks)]
+    assert len(images) == drawn
+    assert {key for _, key, _ in images} <= {"transformer/warp"}
+    assert not drawn or images[-1][0] == 10 * blocks
+    if drawn == 3:  # evenly: 7 blocks in thirds
+        assert [step for step, _, _ in images] == [30, 50, 70]
+    for _, _, (picture,) in images:
+        assert picture.height > 3 * 28  # input, grid and output, one below the other

@@ -1,0 +1,238 @@
+"""W&B: what is sent and what is not, a server that refuses or goes away, resume, sync, dashboards, sweep files."""
+
+import json
+import os
+import platform
+import runpy
+import subprocess
+import sys
+import time
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import yaml
+from fake_wandb import serve
+
+ROOT = Path(__file__).parents[2]
+KEY = "k3y" * 14
+RUN = ["experiment=mnist_st_fcn_affine", "schedule=smoke", "budget=40000", "progress=false", "threads=1", "device=cpu",
+       "logger.settings.finish_timeout=5"]  # fmt: skip
+
+
+def start(home, server, *overrides):
+    """The program as a user with this home runs it, with data and runs below it."""
+    home.mkdir(exist_ok=True)
+    if not (home / "data").exists():
+        (home / "data").symlink_to(ROOT / "data")
+    env = {key: value for key, value in os.environ.items() if not key.startswith("WANDB")} | {
+        "HOME": str(home), "WANDB_BASE_URL": server, "WANDB_API_KEY": KEY, "SECRET": "s3cret-s3cret",
+        "OMP_NUM_THREADS": "1",
+    }  # fmt: skip
+    return subprocess.Popen(
+        [sys.executable, "run.py", *RUN, f"runs_dir={home}/runs", f"data.root={home}/data", *overrides],
+        cwd=ROOT, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+
+
+def private(home):
+    return [text.encode() for text in (KEY, str(home), "s3cret-s3cret", f'"{platform.node()}"', str(ROOT))]
+
+
+def run_folder(home):
+    (folder,) = home.glob("runs/*/")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def refused(tmp_path_factory):
+    """A run whose server refuses its key."""
+    home = tmp_path_factory.mktemp("refused") / "home"
+    with serve() as fake:
+        fake.refuses = True
+        process = start(home, fake.url)
+        _, err = process.communicate(timeout=200)
+    return process.returncode, err, home
+
+
+def test_where_the_server_refuses_one_line_says_so_and_the_run_ends_on_disk(refused):
+    code, err, home = refused
+    assert code == 0, err
+    folder = run_folder(home)
+    said = [line for line in err.splitlines() if line.startswith("W&B: ")]
+    assert len(said) == 1
+    assert said[0].endswith(f"the run stays on disk: send it later with `wandb sync {folder}/wandb/*run-*`")
+    assert "401" in said[0]
+    assert "Traceback" not in err
+    assert json.loads((folder / "result.json").read_text())["status"] == "finished"
+
+
+def test_an_offline_run_reads_back_as_its_record_and_names_no_key_host_path_or_variable(refused):
+    _, _, home = refused
+    folder = run_folder(home)
+    record = json.loads((folder / "result.json").read_text())
+    (log,) = folder.glob("wandb/offline-run-*")
+    command = [Path(sys.executable).parent / "wandb", "leet", "inspect", "--json", log]
+    lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    rows = [one["history"]["item"] for one in map(json.loads, lines) if one["type"] == "history"]
+    assert [r["train/loss"] for r in rows if "train/loss" in r] == pytest.approx(
+        [entry["train/loss"] for entry in record["curve"]], abs=1e-4
+    )
+    (config,) = (one["run"]["config"]["update"] for one in map(json.loads, lines) if one["type"] == "run")
+    assert (config["seed"], config["commit"]) == (0, record["commit"])
+    for path in [*log.glob("*.wandb"), *log.glob("files/**/*"), folder / "result.json", folder / "config.json"]:
+        if path.is_file():
+            content = path.read_bytes()
+            assert [word for word in private(home) if word in content] == [], path
+
+
+@pytest.mark.slow
+def test_an_offline_run_is_sent_later_by_wandb_sync(refused):
+    _, _, home = refused
+    folder = run_folder(home)
+    with serve() as fake:
+        env = os.environ | {"WANDB_BASE_URL": fake.url, "WANDB_API_KEY": KEY, "HOME": str(home)}
+        command = [Path(sys.executable).parent / "wandb", "sync", *folder.glob("wandb/*run-*")]
+        done = subprocess.run(command, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert set(fake.runs) == {folder.name}
+    assert len([row for row in fake.rows[folder.name].values() if "train/loss" in row]) == 2
+
+
+@pytest.mark.slow
+def test_a_killed_run_that_goes_on_continues_the_same_wandb_run(tmp_path):
+    home = tmp_path / "home"
+    long = ["schedule.steps=8000", "schedule.block_steps=50", "checkpoint_every_s=0"]  # wandb sends every 15 s
+    with serve() as fake:
+        first = start(home, fake.url, *long)
+        end = time.monotonic() + 120
+        while not any(fake.rows.values()):  # the server has something of it
+            assert first.poll() is None, first.communicate()
+            assert time.monotonic() < end
+            time.sleep(0.05)
+        first.kill()
+        first.communicate()
+        folder = run_folder(home)
+        assert not (folder / "result.json").exists()
+        second = start(home, fake.url, *long)
+        _, err = second.communicate(timeout=200)
+    assert second.returncode == 0, err
+    assert "goes on from" in err
+    assert set(fake.runs) == {folder.name}
+    rows = fake.rows[folder.name]
+    assert sorted(rows) == list(range(len(rows)))
+    losses = {row["trainer/global_step"] for row in rows.values() if "train/loss" in row}
+    record = json.loads((folder / "result.json").read_text())
+    assert max(losses) == 8000
+    assert [row["test/error"] for row in rows.values() if "test/error" in row] == [record["metrics"]["test/error"]]
+    sent = json.dumps([fake.runs, fake.rows]).encode()
+    assert [word for word in private(home) if word in sent] == []
+
+
+@pytest.mark.slow
+def test_where_the_server_goes_away_in_mid_run_training_goes_on_and_one_line_says_so(tmp_path):
+    home = tmp_path / "home"
+    with serve() as fake:
+        process = start(home, fake.url, "schedule.steps=600", "schedule.block_steps=20", "checkpoint_every_s=0")
+        end = time.monotonic() + 120
+        while not list(home.glob("runs/*/checkpoint.ckpt")):
+            assert process.poll() is None, process.communicate()
+            assert time.monotonic() < end
+            time.sleep(0.01)
+        assert fake.runs
+        fake.down = True
+        _, err = process.communicate(timeout=200)
+    assert process.returncode == 0, err
+    assert "Traceback" not in err
+    assert len([line for line in err.splitlines() if line.startswith("W&B: ")]) == 1, err
+    folder = run_folder(home)
+    assert json.loads((folder / "result.json").read_text())["status"] == "finished"
+    assert list(folder.glob("wandb/run-*/*.wandb"))
+
+
+# --- dashboards, sweeps
+
+
+@pytest.mark.skipif(not find_spec("wandb_workspaces"), reason="wandb-workspaces is an extra that is not installed")
+@pytest.mark.filterwarnings("ignore")  # wandb-workspaces' own
+@pytest.mark.parametrize(
+    ("table", "logged"),
+    [
+        ("table1", ["test/error", "train/loss", "train/error", "transformer/det", "transformer/warp"]),
+        ("table2", ["st1/det", "st4/out_of_image", "st4/warp", "composed/box"]),
+        ("table3", ["test/accuracy", "transformers.3/theta_distance", "windows"]),
+        ("table4", ["transformer.1/det"]),
+        ("table5", ["test/accuracy", "/det", "/warp"]),
+        ("3d", ["transformer/warp"]),
+        ("uses", ["transformer_maps/det"]),
+        ("pooled", ["test/error"]),
+        ("projection", ["test/error"]),
+    ],
+)
+def test_the_dashboard_of_a_table_shows_its_runs_and_our_figures_against_the_paper_s(
+    table, logged, monkeypatch, capsys
+):
+    monkeypatch.setattr(sys, "argv", ["dashboard.py", table, "--show", "--entity", "someone"])
+    runpy.run_path(str(ROOT / "scripts/dashboard.py"), run_name="__main__")
+    shown = json.loads(capsys.readouterr().out)
+    text = json.dumps(shown)
+    assert shown["workspace"]["entity"] == shown["report"]["project"]["entityName"] == "someone"
+    group = '{"section": "run", "name": "group"}, "op": "=", "value": ' + f'"{table}"'
+    assert group in json.dumps(shown["workspace"])
+    assert group in json.dumps(shown["report"])
+    assert (", ours / paper" in text) == (table not in ("3d", "uses"))  # of which the paper has no figures
+    for key in logged:
+        assert f'"{key}"' in text
+    assert ('"train/error"' in text) == (table != "table5")  # which trains without labels
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "sweeps").glob("*.yaml")), ids=lambda path: path.stem)
+def test_a_sweep_file_is_one_that_wandb_takes_and_its_command_composes(file):
+    import gc
+    import warnings
+
+    from hydra import compose, initialize_config_dir
+    from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args, load_sweep_config
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)  # wandb leaves the file open
+        sweep = load_sweep_config(str(file))
+        gc.collect()
+    assert sweep["metric"] == {"name": "test/error", "goal": "minimize"}
+    chosen = {
+        name: {"value": space.get("values", [space.get("min")])[0]} for name, space in sweep["parameters"].items()
+    }
+    command = create_sweep_command(sweep["command"])
+    assert command[:3] == ["${env}", "python", "${program}"]
+    assert command[-1] == "${args_no_hyphens}"
+    overrides = command[3:-1] + create_sweep_command_args({"args": chosen})["args_no_hyphens"]
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        cfg = compose("config", overrides)
+    assert cfg.schedule.localisation_lr == 0.03
+    assert cfg.budget == 100_000
+    assert yaml.safe_load((ROOT / "conf/logger/wandb.yaml").read_text())["project"] == sweep["project"]
+
+
+@pytest.mark.skipif(not find_spec("optuna"), reason="optuna is an extra that is not installed")
+@pytest.mark.filterwarnings("ignore")  # Optuna's own
+def test_the_search_draws_what_the_sweep_file_names_minimises_it_and_goes_on(tmp_path, monkeypatch, capsys):
+    search = runpy.run_path(str(ROOT / "scripts/search.py"))
+    trained = []
+
+    def train(overrides, folder, metric):
+        trained.append(dict(word.split("=") for word in overrides))
+        rate = float(trained[-1]["schedule.localisation_lr"])
+        assert metric == "test/error"
+        assert 0.03 <= rate <= 3
+        return None if len(trained) == 2 else rate
+
+    monkeypatch.setitem(search["main"].__globals__, "train", train)
+    for trials in (3, 2):
+        arguments = ["search.py", "--trials", str(trials), "--runs", str(tmp_path), "schedule=smoke"]
+        monkeypatch.setattr(sys, "argv", arguments)
+        search["main"]()
+    assert [one["schedule"] for one in trained] == ["smoke"] * 5
+    assert {one["budget"] for one in trained} <= {"100000", "150000", "200000", "400000"}
+    *_, last = capsys.readouterr().out.splitlines()
+    best = min(float(one["schedule.localisation_lr"]) for i, one in enumerate(trained) if i != 1)
+    assert last.startswith(f"best of 4: schedule.localisation_lr={best} ")

@@ -1,0 +1,130 @@
+"""Localisation networks: theta starts at the identity, and costs the parameters that A.4 implies."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from stn import (
+    Affine,
+    Affine3d,
+    Attention,
+    Projective,
+    Regression,
+    ThinPlateSpline,
+    convolutional,
+    fully_connected,
+)
+
+
+@pytest.mark.parametrize("transform", [Affine(), Attention(), Projective(), ThinPlateSpline(), Affine3d()])
+def test_regression_starts_at_the_identity_whatever_it_sees(transform):
+    theta = Regression(7, transform)(100 * torch.randn(3, 7))
+    assert torch.equal(theta, torch.tensor(transform.identity).expand(3, -1))
+
+
+def test_regression_is_the_identity_plus_a_linear_map():
+    layer = Regression(3, Attention())
+    layer.weight.data, layer.bias.data = torch.arange(9.0).view(3, 3), torch.tensor([10.0, 20.0, 30.0])
+    theta = layer(torch.tensor([[1.0, 0.0, 2.0]]))
+    torch.testing.assert_close(theta, torch.tensor([[1 + 4 + 10, 0 + 13 + 20, 0 + 22 + 30.0]]))
+
+
+def test_regression_can_start_elsewhere():
+    theta = Regression(7, Attention(), start=(0.5, 0.25, 0.0))(torch.randn(2, 7))
+    assert torch.equal(theta, torch.tensor([[0.5, 0.25, 0.0]] * 2))
+
+
+@pytest.mark.parametrize("start", [(), (1.0, 0.0), (1.0, 0.0, 0.0, 0.0)])
+def test_a_start_of_another_length_is_refused(start):
+    with pytest.raises(ValueError, match=rf"^Attention has 3 parameters, got a start of {len(start)}$"):
+        Regression(7, Attention(), start)
+
+
+def test_weight_decay_pulls_theta_to_the_identity_and_not_to_0():
+    torch.manual_seed(0)
+    layer, x = Regression(7, Affine()), torch.randn(2, 7)
+    torch.nn.init.normal_(layer.weight)
+    torch.nn.init.normal_(layer.bias)
+    optimiser = torch.optim.SGD(layer.parameters(), lr=0.1, weight_decay=1.0)
+    for _ in range(200):
+        optimiser.zero_grad()
+        (0 * layer(x).sum()).backward()
+        optimiser.step()
+    torch.testing.assert_close(layer(x), torch.tensor(Affine.identity).expand(2, -1), atol=1e-6, rtol=0)
+
+
+def test_the_identity_is_no_parameter_but_follows_the_dtype():
+    layer = Regression(7, ThinPlateSpline()).double()
+    assert set(layer.state_dict()) == {"weight", "bias"}
+    assert layer(torch.randn(2, 7, dtype=torch.float64)).dtype == torch.float64
+
+
+def test_theta_is_float32_under_autocast_and_not_rounded_on_the_way():
+    torch.manual_seed(0)
+    layer, x = Regression(7, Affine()), torch.randn(2, 7).bfloat16()
+    torch.nn.init.normal_(layer.weight)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        theta = layer(x)
+    torch.testing.assert_close(theta, layer(x.float()), atol=0, rtol=0)
+
+
+@pytest.mark.parametrize("localisation", [fully_connected, convolutional])
+@pytest.mark.parametrize("transform", [Affine(), ThinPlateSpline()], ids=["affine", "tps"])
+@pytest.mark.parametrize("in_shape", [(1, 28, 28), (2, 42, 42), (1, 60, 60)], ids=str)
+def test_a_localisation_network_starts_at_the_identity(localisation, transform, in_shape):
+    theta = localisation(in_shape, transform)(torch.rand(3, *in_shape))
+    assert torch.equal(theta, torch.tensor(transform.identity).expand(3, -1))
+
+
+@pytest.mark.parametrize(
+    ("network", "expected"),
+    [
+        # FC 32 - FC 32 - FC 32 - theta: weights and biases
+        (fully_connected((1, 28, 28), Affine()), (28 * 28 + 1) * 32 + (32 + 1) * 32 * 2 + (32 + 1) * 6),
+        (fully_connected((1, 42, 42), Affine()), (42 * 42 + 1) * 32 + (32 + 1) * 32 * 2 + (32 + 1) * 6),
+        (fully_connected((1, 60, 60), Affine()), (60 * 60 + 1) * 32 + (32 + 1) * 32 * 2 + (32 + 1) * 6),
+        (fully_connected((2, 42, 42), Projective()), (2 * 42 * 42 + 1) * 32 + (32 + 1) * 32 * 2 + (32 + 1) * 8),
+        # conv 5x5/20 - conv 5x5/20 - FC 20 - theta; sides: / 2, - 4, / 2 rounded up, - 4
+        (  # 28, 14, 10, 5, 1
+            convolutional((1, 28, 28), Affine()),
+            (25 + 1) * 20 + (25 * 20 + 1) * 20 + (20 * 1 * 1 + 1) * 20 + (20 + 1) * 6,
+        ),
+        (  # 42, 21, 17, 9, 5
+            convolutional((1, 42, 42), Affine()),
+            (25 + 1) * 20 + (25 * 20 + 1) * 20 + (20 * 5 * 5 + 1) * 20 + (20 + 1) * 6,
+        ),
+        (  # 60, 30, 26, 13, 9
+            convolutional((1, 60, 60), Affine()),
+            (25 + 1) * 20 + (25 * 20 + 1) * 20 + (20 * 9 * 9 + 1) * 20 + (20 + 1) * 6,
+        ),
+        (
+            convolutional((2, 42, 42), ThinPlateSpline()),
+            (2 * 25 + 1) * 20 + (25 * 20 + 1) * 20 + (20 * 5 * 5 + 1) * 20 + (20 + 1) * 32,
+        ),
+    ],
+)
+def test_a_localisation_network_has_the_parameters_of_a4(network, expected):
+    assert sum(p.numel() for p in network.parameters()) == expected
+
+
+def test_every_fully_connected_layer_but_the_last_has_a_relu():
+    torch.manual_seed(0)
+    network, u = fully_connected((2, 6, 5), Affine()), torch.rand(3, 2, 6, 5)
+    torch.nn.init.normal_(network[-1].weight)
+    x, parameters = u.flatten(1), list(network.parameters())
+    for weight, bias in zip(parameters[0:6:2], parameters[1:6:2], strict=True):
+        x = (x @ weight.T + bias).relu()
+    torch.testing.assert_close(network(u), torch.tensor(Affine.identity) + x @ parameters[6].T + parameters[7])
+
+
+@pytest.mark.parametrize("side_px", [28, 42, 60])
+def test_the_convolutional_localisation_has_the_layers_of_a4(side_px):
+    torch.manual_seed(0)
+    network, u = convolutional((1, side_px, side_px), Affine()), torch.rand(3, 1, side_px, side_px)
+    torch.nn.init.normal_(network[-1].weight)
+    w1, b1, w2, b2, w3, b3, w4, b4 = network.parameters()
+    x = u.unflatten(3, (-1, 2)).unflatten(2, (-1, 2)).sum((3, 5))  # every 2 x 2 pixels
+    x = F.max_pool2d(F.conv2d(x, w1, b1).relu(), 2, ceil_mode=True)
+    x = F.conv2d(x, w2, b2).relu().flatten(1)
+    x = (x @ w3.T + b3).relu()
+    torch.testing.assert_close(network(u), torch.tensor(Affine.identity) + x @ w4.T + b4)
