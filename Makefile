@@ -14,7 +14,7 @@ SETUP := .venv/.ready
 
 TABLES := $(addprefix reproduce-,table1 table2 table3 table4 table5 3d uses pooled projection)
 
-.PHONY: help setup data data-svhn data-svhn-rendered data-cub $(TABLES) status dashboard records figures report docs bench test test-unit test-slow lint
+.PHONY: help setup data data-svhn data-svhn-rendered data-cub $(TABLES) status dashboard records figures report docs bench bundle campaign test test-gpu test-unit test-slow lint
 
 help: ## these targets and the variables
 	@grep -hE '^[a-z0-9-]+:.*##' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 22
@@ -53,7 +53,7 @@ reproduce-table3: ## Table 3, likewise: birds, or synthetic ones (SCHEDULE=cub_s
 
 reproduce-table4: data ## Table 4: MNIST addition, likewise (SCHEDULE=onecycle: FCNs stay on a plateau under fast)
 
-reproduce-table5: SCHEDULE = colocalisation
+reproduce-table5: SCHEDULE =
 reproduce-table5: data ## Table 5, likewise: co-localisation, 20 cells of one to two minutes each with a schedule of its own
 
 reproduce-3d: SCHEDULE = fast_3d
@@ -67,8 +67,8 @@ reproduce-projection: data ## Table 1's models on PS, where P's corners move alo
 
 $(TABLES): reproduce-%: $(SETUP)
 	@set -f; status=0; \
-	$(PY) run.py table=$* "schedule=$$SCHEDULE" "seed=$$SEEDS" "hydra/launcher=$$LAUNCHER" $$ARGS || status=$$?; \
-	$(PY) scripts/table.py $* --schedule "$$SCHEDULE" && exit $$status
+	$(PY) run.py table=$* $${SCHEDULE:+"schedule=$$SCHEDULE"} "seed=$$SEEDS" "hydra/launcher=$$LAUNCHER" $$ARGS || status=$$?; \
+	$(PY) scripts/table.py $* $${SCHEDULE:+--schedule "$$SCHEDULE"} && exit $$status
 
 status: $(SETUP) ## cells of TABLE done, running, failed and missing, time left (SCHEDULE, SEEDS)
 	@$(PY) scripts/status.py "$$TABLE" --schedule "$$SCHEDULE" --seeds "$$SEEDS"
@@ -90,6 +90,15 @@ docs: $(SETUP) ## the documentation as a site in site/, warnings are errors
 
 bench: data ## speed, each against its usual way, side by side (about five minutes); ARGS="a b" runs these parts
 	@set -f; $(PY) scripts/bench.py $$ARGS
+
+bundle: data ## build/bundle: all that a machine without a network needs (at most 60 MB); docs/gpu.md
+	@set -f; $(PY) scripts/bundle.py make $$ARGS
+
+campaign: data ## on a GPU: its tests, bench, then all tables, in slices that go on where they stood; ARGS="--minutes 9"
+	@set -f; $(PY) scripts/campaign.py $$ARGS
+
+test-gpu: data ## the tests that need a GPU, each skipped with its reason where there is none
+	@$(PY) -m pytest -m gpu -rs tests/gpu
 
 test-unit: $(SETUP) ## the tests of the library alone: seconds, no data
 	@$(PY) -m pytest tests/unit

@@ -109,7 +109,11 @@ def main(cfg: DictConfig) -> None:
         if cfg.experiment_name is None:
             names = ", ".join(sorted(file.stem for file in (CONF / "experiment").glob("*.yaml")))
             raise ValueError(f"no experiment: python run.py experiment=NAME, with NAME one of {names}")
+        from stn.experiments.training.environment import place
         from stn.experiments.training.run import run  # what an error or --help does not need is not loaded
+
+        if multirun:
+            place(hydra_config.job.num)
 
         config: Any = OmegaConf.to_container(cfg, resolve=True)
         run(config, list(hydra_config.overrides.task), wait_s=DYING_S if multirun else 0)

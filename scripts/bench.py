@@ -7,6 +7,10 @@
 (e) what the spatial transformer adds to its CNN
 (f) Table 2 at full width: ST-CNN Single and Multi against their CNN; the paper's Multi is 6 % slower
 (g) Table 5: the steps of several cells one after the other against one step of all of them as one batch
+On a GPU, in one line without one:
+(h) every row's step captured, uncaptured and in a usual Lightning loop; FLOP/s over the GEMM rate, bytes over bandwidth
+(i) images/s of the distortions
+(j) steps/s of 1, 2, 4 and 8 runs at once on one card
 """
 
 import argparse
@@ -17,12 +21,13 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stdout
 from functools import partial
+from importlib.util import find_spec
 from io import StringIO
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # it would ask a registry at import
 
-import albumentations as A
+import bench_cuda
 import cv2
 import numpy as np
 import pytorch_lightning as pl
@@ -42,6 +47,12 @@ from stn.experiments.training.colocalisation import TripletHinge, triplet_hinge
 from stn.experiments.training.engine import Training
 from stn.experiments.training.environment import describe, fast_bf16
 from stn.experiments.training.schedule import Schedule
+
+if TYPE_CHECKING:
+    import albumentations as A
+
+HAVE_ALBUMENTATIONS = find_spec("albumentations") is not None  # a machine of scripts/bundle.py has none
+LACKING = "albumentations is not installed: what would be compared with it is left out"
 
 CPU = torch.device("cpu")
 CONFIG = OmegaConf.load(ROOT / "conf/config.yaml")
@@ -79,8 +90,10 @@ def side_by_side(ways: dict[str, Callable[[], object]], rounds: int = 5, min_s: 
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 
-def albumentations_pipeline(name: str) -> A.Compose:
+def albumentations_pipeline(name: str) -> "A.Compose":
     """The nearest that albumentations offers, on one 28 x 28 image at a time."""
+    import albumentations as A
+
     linear = {"interpolation": cv2.INTER_LINEAR, "fill": 0, "p": 1.0}
     pad = A.PadIfNeeded(42, 42, border_mode=cv2.BORDER_CONSTANT, fill=0)
     steps = {
@@ -95,7 +108,7 @@ def albumentations_pipeline(name: str) -> A.Compose:
     return A.Compose(steps[name])
 
 
-def one_by_one(pipeline: A.Compose, images: list[np.ndarray]) -> np.ndarray:
+def one_by_one(pipeline: "A.Compose", images: list[np.ndarray]) -> np.ndarray:
     return np.stack([pipeline(image=image)["image"] for image in images])
 
 
@@ -107,11 +120,13 @@ def bench_distortions() -> None:
     cv2.setNumThreads(1)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
+    if not HAVE_ALBUMENTATIONS:
+        print(f"\n{LACKING}")
     print("\n(a) distortions, one thread            images/s    albumentations   ratio")
     for name in ("r", "rts", "p", "e", "tc"):
         distortion = distorted_mnist(name).distortion
         ways: dict[str, Callable[[], object]] = {"ours": partial(distortion.apply, digits, index, generator)}
-        if name != "tc":  # albumentations has nothing like clutter
+        if name != "tc" and HAVE_ALBUMENTATIONS:  # which has nothing like clutter
             ways["theirs"] = partial(one_by_one, albumentations_pipeline(name), images)
         took = side_by_side(ways)
         theirs = (
@@ -182,7 +197,7 @@ def bench_engine(steps: int = 200) -> None:
             "engine": lambda: trainer(schedule.blocks, enable_progress_bar=False).fit(
                 Training(network(), data, Classification(), schedule, 0, "fp32")
             ),
-            "usual": usual(AlbumentationsDigits(data)),
+            **({"usual": usual(AlbumentationsDigits(data))} if HAVE_ALBUMENTATIONS else {}),
             "bare": usual(plain),
         },
         rounds=3,
@@ -191,6 +206,9 @@ def bench_engine(steps: int = 200) -> None:
     print(f"\n(b) FCN on R, {BUDGET:,} parameters, batch {BATCH}: training steps/s")
     print(f"    ours, distortions on the fly           {steps / took['engine']:9.0f}")
     for name, text in (("usual", "DataLoader + albumentations + Trainer"), ("bare", "the same without any distortion")):
+        if name not in took:
+            print(f"    {LACKING}")
+            continue
         print(f"    {text:38s} {steps / took[name]:9.0f} {took[name] / took['engine']:9.1f}x")
 
 
@@ -380,6 +398,7 @@ PARTS = {
     "d": bench_flops,
     "f": bench_svhn,
     "g": bench_cells,
+    **bench_cuda.parts(),
 }
 
 

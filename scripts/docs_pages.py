@@ -1,10 +1,13 @@
 """What `mkdocs build` asks for beside the pages: lists made from conf/ and docs/figures, and the report."""
 
+import inspect
+import re
 from typing import Any
 
 from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
 
+import stn
 from stn.experiments.command import ROOT
 from stn.experiments.results import records, report, tables
 
@@ -29,8 +32,30 @@ def figures() -> str:
     return "\n\n".join(f"![{p['caption']}](figures/{p['file']})\n\n{p['caption']}" for p in found if not p["film"])
 
 
+def fenced(docstring: str | None) -> str:
+    """A docstring as Markdown, its examples as code."""
+    text = inspect.cleandoc(docstring or "")
+    return re.sub(r"^>>>.*?(?=^$|\Z)", lambda m: f"```pycon\n{m.group().rstrip()}\n```\n", text, flags=re.M | re.S)
+
+
+def api() -> str:
+    """Every public name of the library with its signature and docstring, a class with its public methods."""
+    parts = []
+    for name in stn.__all__:
+        value = getattr(stn, name)
+        plain = isinstance(value, type) and "__init__" not in vars(value)  # nn.Module's takes anything
+        signature = "()" if plain else inspect.signature(value)
+        parts.append(f"## {name}\n\n```python\n{name}{signature}\n```\n\n{fenced(value.__doc__)}\n")
+        for each in (each for each in vars(value) if isinstance(value, type) and not each.startswith("_")):
+            method = getattr(value, each)
+            if callable(method) and method.__doc__ and each != "forward":
+                call = f"{name}.{each}{inspect.signature(method)}"
+                parts.append(f"### {name}.{each}\n\n```python\n{call}\n```\n\n{fenced(method.__doc__)}\n")
+    return "\n".join(parts)
+
+
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    for name, content in (("experiments", experiments), ("figures", figures)):
+    for name, content in (("experiments", experiments), ("figures", figures), ("api", api)):
         if (mark := f"<!-- {name} -->") in markdown:
             markdown = markdown.replace(mark, content())
     return markdown

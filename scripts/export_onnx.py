@@ -24,13 +24,13 @@ TOLERANCE = 1e-4  # largest difference to PyTorch over all outputs, relative to 
 
 def export(network: nn.Module, u: Tensor, path: Path, outputs: list[str]) -> None:
     """Write the network as ONNX for inputs like u (B, ...), whatever their B."""
-    with torch.no_grad():
-        network.eval()(u)  # the constant matrix of a spline is made before it is traced
     program = torch.onnx.export(
-        network, (u,), dynamo=True, opset_version=OPSET, input_names=["u"], output_names=outputs,
+        network.eval(), (u,), dynamo=True, opset_version=OPSET, input_names=["u"], output_names=outputs,
         dynamic_shapes=({0: "batch"},), verbose=False,
     )  # fmt: skip
     assert program is not None
+    for node in program.model.graph.all_nodes():
+        node.metadata_props.clear()  # stack traces, with the paths of this machine
     program.save(path)
 
 

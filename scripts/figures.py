@@ -12,7 +12,7 @@ from pathlib import Path
 from PIL import Image
 
 from stn.experiments.command import ROOT, run, runs_folder
-from stn.experiments.figures import Untrained, addition, birds, digits, films, house_numbers, uses, voxel
+from stn.experiments.figures import Untrained, addition, birds, digits, films, house_numbers, studies, uses, voxel
 
 Drawn = Image.Image | list[Image.Image]  # a picture, or the frames of a film
 FRAME_MS, LAST_MS = 160, 3000
@@ -31,6 +31,9 @@ FIGURES: dict[str, Callable[[Path], Drawn]] = {
     "aliasing": uses.aliasing,
     "recurrent": uses.recurrent,
 }
+FIGURES["study_options"] = studies.options
+for study in ("width", "p", "e", "tc"):
+    FIGURES[f"study_{study}"] = partial(studies.errors, study=study)
 for size_px in (64, 128):
     for name, data in (("svhn", "svhn"), ("rendered", "svhn_rendered")):
         FIGURES[f"table2_right_{name}_{size_px}px"] = partial(house_numbers.boxes, data=data, size_px=size_px)

@@ -10,33 +10,42 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from stn.diagnostics import collapsed, determinant, health
-    from stn.localisation import Regression, convolutional, fully_connected
+    from stn.localisation import Regression, complete_state, convolutional, fully_connected
     from stn.sampler import regular_grid, sample
     from stn.transformer import SpatialTransformer, Warp, trace
     from stn.transforms import (
         Affine,
         Affine3d,
         Attention,
+        Constrained,
         LinearForm,
         Projective,
+        Rotation,
+        Similarity,
         ThinPlateSpline,
         Transform,
         Translation,
+        aligned_corners_factors,
     )
 
 __all__ = [
     "Affine",
     "Affine3d",
     "Attention",
+    "Constrained",
     "LinearForm",
     "Projective",
     "Regression",
+    "Rotation",
+    "Similarity",
     "SpatialTransformer",
     "ThinPlateSpline",
     "Transform",
     "Translation",
     "Warp",
+    "aligned_corners_factors",
     "collapsed",
+    "complete_state",
     "convolutional",
     "determinant",
     "fully_connected",
@@ -48,7 +57,7 @@ __all__ = [
 
 _MODULES = {
     "diagnostics": ("collapsed", "determinant", "health"),
-    "localisation": ("Regression", "convolutional", "fully_connected"),
+    "localisation": ("Regression", "complete_state", "convolutional", "fully_connected"),
     "sampler": ("regular_grid", "sample"),
     "transformer": ("SpatialTransformer", "Warp", "trace"),
 }  # what is in none of these is in `transforms`

@@ -15,6 +15,9 @@ def determinant(source: Float[Tensor, "b n d"], size: tuple[int, ...]) -> Float[
 
     By differences between neighbouring points, so that it holds for any transform.  1 keeps areas or volumes, 0.25 is
     a zoom in by 2 (0.125 in 3D), negative values mirror.  nan where the grid has a single point along some axis.
+
+    >>> determinant(0.5 * regular_grid((4, 4))[None], (4, 4))
+    tensor([0.2500])
     """
     grid = source.unflatten(1, size)
     columns = []  # d source / dx, then / dy, then / dz, at the points that have a neighbour in every direction
@@ -43,6 +46,11 @@ def health(warp: Warp) -> dict[str, float]:
 
     `det`, the determinant of its map; `out_of_image`, the share of its window outside of U; `theta_distance`,
     |theta - identity|.
+
+    >>> st = SpatialTransformer(fully_connected((1, 8, 8), Affine()), Affine())
+    >>> [warp] = trace(st, torch.rand(2, 1, 8, 8))
+    >>> {name: round(value, 3) for name, value in health(warp).items()}
+    {'det': 1.0, 'out_of_image': 0.0, 'theta_distance': 0.0}
     """
     distance = (warp.theta - torch.tensor(warp.identity).to(warp.theta)).norm(dim=1)
     return {
@@ -56,6 +64,10 @@ def collapsed(warp: Warp) -> bool:
     """Whether nothing useful is left in V: three quarters of the window lie outside of U, or it is a line or a point.
 
     A flat window counts in images alone.  In a volume it may be right: one plane of an extruded digit is the digit.
+
+    >>> st = SpatialTransformer(fully_connected((1, 8, 8), Affine()), Affine())
+    >>> [collapsed(warp) for warp in trace(st, torch.rand(2, 1, 8, 8))]
+    [False]
     """
     det = determinant(warp.source, tuple(warp.v.shape[2:])).mean().abs()
     flat = warp.v.dim() == 4 and bool(det < MIN_DETERMINANT)

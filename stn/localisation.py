@@ -1,13 +1,13 @@
 """Localisation networks f_loc (Sect. 3.1, A.4): the input feature map in, theta out."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from stn.transforms import Transform
+from stn.transforms import Transform, aligned_corners_factors, check_transform, refuse_other
 
 
 class Regression(nn.Linear):
@@ -16,24 +16,83 @@ class Regression(nn.Linear):
     The paper's "zero weights, bias = identity"; holding the identity apart from b keeps weight decay from pulling theta
     to the zero matrix.  `start` replaces the transform's identity where a network should begin elsewhere.
     Computed in float32 under autocast, since half precision would blur the grid by a pixel.
+
+    The identity is part of the state dict.  A state with another one, or with none, is refused: an `nn.Linear` whose
+    bias holds the identity would mean it twice (`from_linear` converts it), and so is one of a version of this library
+    that did not write it down (`complete_state`).  `weight_norm` on it gives nan, since W is zero at the start.
+
+    >>> Regression(5, Affine())(torch.rand(1, 5))
+    tensor([[1., 0., 0., 0., 1., 0.]], grad_fn=<AddBackward0>)
     """
 
     identity: Tensor
 
     def __init__(self, in_features: int, transform: Transform, start: tuple[float, ...] | None = None):
+        check_transform(transform)
         start = transform.identity if start is None else tuple(start)
         if len(start) != transform.num_params:
             raise ValueError(
                 f"{type(transform).__name__} has {transform.num_params} parameters, got a start of {len(start)}"
             )
+        self.start = start
         super().__init__(in_features, transform.num_params)
+        note = "an nn.Linear's state is converted by Regression.from_linear, an older one by stn.complete_state"
+        refuse_other(self, "identity", start, note)
+
+    def reset_parameters(self) -> None:
+        """theta = identity again.  Draws random numbers as nn.Linear does, for the sake of what is drawn after it."""
+        super().reset_parameters()
         nn.init.zeros_(self.weight)
         nn.init.zeros_(self.bias)
-        self.register_buffer("identity", torch.tensor(start), persistent=False)
+        self.register_buffer("identity", torch.tensor(self.start, dtype=self.weight.dtype, device=self.weight.device))
 
     def forward(self, x: Float[Tensor, "b f"]) -> Float[Tensor, "b p"]:
         with torch.autocast(x.device.type, enabled=False):
             return self.identity + super().forward(x.to(self.weight.dtype))
+
+    @classmethod
+    def from_linear(
+        cls,
+        linear: nn.Linear,
+        transform: Transform,
+        aligned_corners: tuple[tuple[int, ...], tuple[int, ...]] | None = None,
+    ) -> "Regression":
+        """The same theta = W x + b as a trained `nn.Linear`, the last layer of the tutorials' localisation networks.
+
+        Where its network samples with `align_corners=True`, `aligned_corners` is (size of U, size of V), and theta is
+        that of the same map in our coordinates (`aligned_corners_factors`).  Raises ValueError on other shapes.
+
+        >>> linear = nn.Linear(5, 6)
+        >>> x = torch.rand(2, 5)
+        >>> torch.allclose(Regression.from_linear(linear, Affine())(x), linear(x), atol=1e-6)
+        True
+        """
+        if linear.out_features != transform.num_params:
+            raise ValueError(
+                f"{type(transform).__name__} has {transform.num_params} parameters, "
+                f"the linear layer gives {linear.out_features}"
+            )
+        layer = cls(linear.in_features, transform).to(linear.weight)
+        factors: tuple[float, ...] = (1.0,) * transform.num_params
+        if aligned_corners is not None:
+            factors = aligned_corners_factors(transform, *aligned_corners)
+        with torch.no_grad():
+            factor = torch.tensor(factors).to(linear.weight)
+            bias = torch.zeros_like(factor) if linear.bias is None else linear.bias
+            layer.weight.copy_(factor[:, None] * linear.weight)
+            layer.bias.copy_(factor * bias - layer.identity)
+        return layer
+
+
+def complete_state(network: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A state dict from before it held identities, with those of `network`: for weights known to be of its kind.
+
+    >>> layer = Regression(5, Affine())
+    >>> layer.load_state_dict(complete_state(layer, {"weight": torch.ones(6, 5), "bias": torch.zeros(6)}))
+    <All keys matched successfully>
+    """
+    mine = network.state_dict()
+    return {**{key: mine[key] for key in mine if key.rpartition(".")[2] in ("identity", "fixed")}, **state}
 
 
 def num_features(features: nn.Module, in_shape: tuple[int, ...]) -> int:
@@ -56,7 +115,11 @@ class SumPool2d(nn.AvgPool2d):
 def fully_connected(
     in_shape: tuple[int, ...], transform: Transform, hidden: Sequence[int] = (32, 32, 32)
 ) -> nn.Sequential:
-    """A.4's localisation of an ST-FCN: fully connected layers of 32, 32, 32, then the regression of theta."""
+    """A.4's localisation of an ST-FCN: fully connected layers of 32, 32, 32, then the regression of theta.
+
+    >>> fully_connected((1, 28, 28), Affine())(torch.rand(2, 1, 28, 28)).shape
+    torch.Size([2, 6])
+    """
     widths = [torch.Size(in_shape).numel(), *hidden]
     layers: list[nn.Module] = [nn.Flatten()]
     for n_in, n_out in pairwise(widths):
@@ -69,6 +132,9 @@ def convolutional(in_shape: tuple[int, ...], transform: Transform, channels: int
 
     The input is summed over 2 x 2 pixels: most of a digit's image is empty, and the mean, four times as small, learns
     more slowly.  ReLU comes after the pool: the same function on a quarter of the map.
+
+    >>> convolutional((1, 28, 28), Affine())(torch.rand(2, 1, 28, 28)).shape
+    torch.Size([2, 6])
     """
     features = nn.Sequential(
         SumPool2d(2),

@@ -5,62 +5,150 @@ pixels, so pixel i of W has its centre at (2 i + 1) / W - 1.  That is `align_cor
 of scale 0.5 covers half of the image at every resolution.
 """
 
-from functools import lru_cache
+import math
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor
+
+from stn.constants import Constants, real
 
 ALIGN_CORNERS = False
 KERNELS = ("bilinear", "nearest", "bicubic")
+PADDING_MODES = ("zeros", "border", "reflection")
+GRIDS = Constants(64 * 2**20)
 
 
-@lru_cache(maxsize=64)
-@torch.inference_mode(False)  # the cache outlives it
 def regular_grid(
     size: tuple[int, ...], dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
 ) -> Float[Tensor, "n d"]:
     """The regular grid G = {G_i} of pixel centres of an image of `size` (H, W) or (D, H, W), row by row.
 
-    Computed in float64, so that it is the same on every device, and cached: do not write into it.
+    Computed in float64, so that it is the same on every device, and kept (64 MB of grids in all): do not write into it.
+
+    >>> regular_grid((1, 2))
+    tensor([[-0.5000,  0.0000],
+            [ 0.5000,  0.0000]])
     """
-    axes = [(2 * torch.arange(n, dtype=torch.float64) + 1) / n - 1 for n in size]
-    grid = torch.stack([axis.flatten() for axis in reversed(torch.meshgrid(*axes, indexing="ij"))], dim=-1)
-    return grid.to(dtype=dtype, device=device)
+    where = real(device)
+    if where is None:
+        return _grid(size, dtype, torch.device(device))
+    found = GRIDS.find((tuple(size), dtype, where))
+    if found is None:
+        sides = tuple(int(n) for n in size)  # torch.jit.trace has tensors here
+        found = GRIDS.make((sides, dtype, where), lambda: _grid(sides, dtype, torch.device("cpu")), where)
+    return found
+
+
+def _grid(size: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Float[Tensor, "n d"]:
+    axes = [axis(n, dtype, device) for n in size]
+    return torch.stack([x.flatten() for x in reversed(torch.meshgrid(*axes, indexing="ij"))], dim=-1)
+
+
+def axis(n: int, dtype: torch.dtype, device: torch.device) -> Float[Tensor, " n"]:
+    """The pixel centres along a side of n pixels, by way of float64, which Apple's GPUs do not have."""
+    line = torch.arange(n, dtype=torch.float64, device="cpu" if device.type == "mps" else device)
+    return ((2 * line + 1) / n - 1).to(dtype=dtype, device=device)
+
+
+def check_modes(kernel: str, padding_mode: str) -> None:
+    """Raise ValueError on a kernel or a padding mode that does not exist."""
+    if kernel not in KERNELS:
+        raise ValueError(f"unknown kernel {kernel!r}: choose one of {', '.join(KERNELS)}")
+    if padding_mode not in PADDING_MODES:
+        raise ValueError(f"unknown padding_mode {padding_mode!r}: choose one of {', '.join(PADDING_MODES)}")
 
 
 def sample(
-    u: Float[Tensor, "b c *size"], source: Float[Tensor, "b n d"], size: tuple[int, ...], kernel: str = "bilinear"
-) -> Float[Tensor, "b c *out"]:
-    """V of eq. (3): u (B, C, H, W) or (B, C, D, H, W) read at the source points, 0 outside of the image.
+    u: Shaped[Tensor, "b c *size"],
+    source: Float[Tensor, "b n d"],
+    size: tuple[int, ...],
+    kernel: str = "bilinear",
+    padding_mode: str = "zeros",
+) -> Shaped[Tensor, "b c *out"]:
+    """V of eq. (3): u (B, C, H, W) or (B, C, D, H, W) read at the source points.
 
     `size` is the output's (H', W') or (D', H', W'), with H' W' = N.  Kernels:
     `bilinear`, eq. (5), trilinear in 3D; sub-gradients of eq. (6) and (7);
     `nearest`, the integer kernel of eq. (4): its gradient in u is 1 at the pixel copied, its gradient in the source
     points is 0 everywhere, so no localisation network before it learns where to look;
     `bicubic`, Keys' cubic convolution with a = -0.75, 2D only; it overshoots: V may leave the range of u.
+    Outside of u are zeros, or with `padding_mode` its nearest border pixel (`border`) or u mirrored at its edge
+    (`reflection`): for feature maps in which 0 means something.
 
-    Computed in float32 at least; V has the dtype of u.  Raises ValueError on an unknown kernel and on shapes that do
-    not fit.
+    Computed in float32 at least; V has the dtype of u.  Integers and booleans are for `nearest` alone, which copies
+    them exactly.  A source point that is nan gives a V of nan (integers have none: 0).  Under
+    `torch.use_deterministic_algorithms` the bilinear kernel for images, with zeros around them, works on CUDA too
+    (`gathered`), the others have no gradient there.  Raises ValueError on an unknown kernel or padding mode, on a dtype
+    that the kernel would round, and on shapes that do not fit.
+
+    >>> u = torch.tensor([[[[1.0, 2.0]]]])
+    >>> sample(u, torch.tensor([[[0.0, 0.0]]]), (1, 1))
+    tensor([[[[1.5000]]]])
     """
+    check_modes(kernel, padding_mode)
     dims = u.dim() - 2
-    if kernel not in KERNELS:
-        raise ValueError(f"unknown kernel {kernel!r}: choose one of {', '.join(KERNELS)}")
     if dims not in (2, 3) or source.dim() != 3 or len(size) != dims or source.shape[2] != dims:
         raise ValueError(
             f"sample takes u (B, C, H, W) with source (B, N, 2) and size (H', W'), or one dimension more of each; "
             f"got u {tuple(u.shape)}, source {tuple(source.shape)}, size {tuple(size)}"
         )
-    if source.shape[0] != u.shape[0] or source.shape[1] != torch.Size(size).numel():
+    if source.shape[0] != u.shape[0] or source.shape[1] != math.prod(size):
         raise ValueError(
             f"u {tuple(u.shape)} and size {tuple(size)} need source points "
-            f"({u.shape[0]}, {torch.Size(size).numel()}, {dims}), got {tuple(source.shape)}"
+            f"({u.shape[0]}, {math.prod(size)}, {dims}), got {tuple(source.shape)}"
         )
     if kernel == "bicubic" and dims == 3:
         raise ValueError(f"kernel 'bicubic' is for images, u is a volume {tuple(u.shape)}: choose bilinear or nearest")
+    if not u.is_floating_point():
+        if kernel != "nearest":
+            raise ValueError(f"kernel {kernel!r} would round u of {u.dtype}: choose 'nearest', or give it u.float()")
+        return _copy(u, source, size, padding_mode)
     dtype = torch.promote_types(u.dtype, torch.float32)
     grid = source.to(dtype).unflatten(1, size)
+    deterministic = u.is_cuda and torch.are_deterministic_algorithms_enabled()
+    if deterministic and (kernel, padding_mode, dims) == ("bilinear", "zeros", 2):
+        return gathered(u.to(dtype), grid).to(u.dtype)
     with torch.autocast(u.device.type, enabled=False):
-        v = F.grid_sample(u.to(dtype), grid, mode=kernel, padding_mode="zeros", align_corners=ALIGN_CORNERS)
+        v = F.grid_sample(u.to(dtype), grid, mode=kernel, padding_mode=padding_mode, align_corners=ALIGN_CORNERS)
+    if kernel == "nearest" or padding_mode != "zeros" or dims == 3:  # all else multiplies by a weight, which is nan
+        v = v.masked_fill(grid.isnan().any(-1).unsqueeze(1), torch.nan)
     return v.to(u.dtype)
+
+
+def _copy(u: Shaped[Tensor, "b c *size"], source: Tensor, size: tuple[int, ...], padding_mode: str) -> Tensor:
+    """The nearest pixels of any dtype, exactly: their numbers are sampled (from 1 on, 0 is outside), then looked up."""
+    pixels = math.prod(u.shape[2:])
+    dtype = torch.float32 if pixels < 2**24 else torch.float64
+    number = torch.arange(1, pixels + 1, dtype=dtype, device=u.device).view(1, 1, *u.shape[2:])
+    grid = source.to(dtype).unflatten(1, size)
+    with torch.autocast(u.device.type, enabled=False):
+        found = F.grid_sample(
+            number.expand(len(u), -1, *u.shape[2:]), grid, "nearest", padding_mode, align_corners=ALIGN_CORNERS
+        )
+    found = found.masked_fill(grid.isnan().any(-1).unsqueeze(1), 0).long().flatten(2)
+    v = u.flatten(2).gather(2, (found - 1).clamp(min=0).expand(-1, u.shape[1], -1))
+    return v.masked_fill(found == 0, 0).unflatten(2, size)
+
+
+def gathered(u: Float[Tensor, "b c h w"], grid: Float[Tensor, "b h2 w2 2"]) -> Float[Tensor, "b c h2 w2"]:
+    """The bilinear kernel of eq. (5) as a weighted sum of four gathers, the neighbours of every point.
+
+    The same function and sub-gradients as `grid_sample`, whose backward PyTorch calls nondeterministic on CUDA even
+    where only the grid needs a gradient and every sum has a fixed order.  A gather's backward keeps its order when
+    asked to.
+    """
+    h, w = u.shape[2:]
+    x, y = grid.flatten(1, 2).unbind(-1)
+    x, y = ((x + 1) * w - 1) / 2, ((y + 1) * h - 1) / 2
+    left, top = x.detach().floor(), y.detach().floor()
+    right, bottom = x - left, y - top  # how much of the right and of the lower neighbour
+    v = u.new_zeros(())
+    for row, weight_y in ((top, 1 - bottom), (top + 1, bottom)):
+        for column, weight_x in ((left, 1 - right), (left + 1, right)):
+            inside = (row >= 0) & (row < h) & (column >= 0) & (column < w)  # False for nan, which shows by its weight
+            index = torch.where(inside, row * w + column, 0).long()
+            pixels = u.flatten(2).gather(2, index[:, None].expand(-1, u.shape[1], -1))
+            v = v + pixels * (weight_x * weight_y * inside)[:, None]
+    return v.unflatten(2, grid.shape[1:3])

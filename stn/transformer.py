@@ -1,15 +1,18 @@
 """The spatial transformer (Sect. 3, Figure 2): localisation network, grid generator and sampler in one module."""
 
 from collections import Counter
-from contextvars import ContextVar
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from threading import RLock
+from typing import Any, NoReturn
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
-from stn.sampler import KERNELS, regular_grid, sample
-from stn.transforms import Transform
+from stn.sampler import check_modes, regular_grid, sample
+from stn.transforms import LinearForm, Transform, check_size, check_transform
 
 
 class SpatialTransformer(nn.Module):
@@ -17,12 +20,22 @@ class SpatialTransformer(nn.Module):
 
     `localisation` is any module from u (B, C, H, W) to theta (B, P), best ending in `stn.localisation.Regression`,
     which starts it at the identity; `transform` any transform of `stn.transforms`; `out_size` the (H', W') of V, None
-    for that of U.  With a volume (B, C, D, H, W) and `Affine3d` it works in 3D.
+    for that of U; `kernel` and `padding_mode` those of `stn.sample`.  With a volume (B, C, D, H, W) and `Affine3d` it
+    works in 3D.  theta lives in [-1, 1] along both axes, whatever the aspect of U: see `Affine` and `Similarity`.
 
         v = st(u)                                       # V alone
         v, theta = st(u, return_theta=True)             # theta for the rest of the network
         theta = st.localisation(u); v = st.warp(u, theta)   # the two halves
+
+    Raises ValueError on arguments that do not fit, in one line.  `torch.export`, `torch.compile`, `torch.jit.trace` and
+    both exporters to ONNX take it; `torch.jit.script` and `torch.fx` refuse it, and say what to use.
+
+    >>> st = SpatialTransformer(fully_connected((1, 28, 28), Affine()), Affine(), out_size=(14, 14))
+    >>> st(torch.rand(2, 1, 28, 28)).shape
+    torch.Size([2, 1, 14, 14])
     """
+
+    _traced: "tuple[str, list[Call]] | None" = None  # its name and the calls so far, while `trace` runs
 
     def __init__(
         self,
@@ -30,41 +43,64 @@ class SpatialTransformer(nn.Module):
         transform: Transform,
         out_size: tuple[int, ...] | None = None,
         kernel: str = "bilinear",
+        padding_mode: str = "zeros",
     ):
         super().__init__()
-        if kernel not in KERNELS:
-            raise ValueError(f"unknown kernel {kernel!r}: choose one of {', '.join(KERNELS)}")
-        if out_size is not None and (len(out_size) != transform.dims or min(out_size) < 1):
-            raise ValueError(
-                f"{type(transform).__name__} needs an out_size of {transform.dims} positive numbers, "
-                f"got {tuple(out_size)}"
-            )
+        check_modes(kernel, padding_mode)
+        check_transform(transform)
+        if isinstance(localisation, type) or not callable(localisation):
+            raise ValueError(f"the localisation has to be a module from u to theta, got {localisation!r}")
+        if out_size is not None:
+            check_size("an out_size", out_size, transform.dims, type(transform).__name__)
+        if kernel == "bicubic" and transform.dims == 3:
+            raise ValueError("kernel 'bicubic' is for images, not for volumes: choose bilinear or nearest")
         self.localisation = localisation
         self.transform = transform
         self.out_size = None if out_size is None else tuple(out_size)
         self.kernel = kernel
+        self.padding_mode = padding_mode
+        if self.out_size is not None and isinstance(transform, LinearForm):
+            transform.check_size(self.out_size)
 
     def forward(
-        self, u: Float[Tensor, "b c *size"], return_theta: bool = False
-    ) -> Float[Tensor, "b c *out"] | tuple[Float[Tensor, "b c *out"], Float[Tensor, "b p"]]:
+        self, u: Shaped[Tensor, "b c *size"], return_theta: bool = False
+    ) -> Shaped[Tensor, "b c *out"] | tuple[Shaped[Tensor, "b c *out"], Float[Tensor, "b p"]]:
+        if isinstance(u, torch.fx.Proxy):
+            raise TypeError(FX)
         theta = self.localisation(u)
         v = self.warp(u, theta)
         return (v, theta) if return_theta else v
 
-    def warp(self, u: Float[Tensor, "b c *size"], theta: Float[Tensor, "b p"]) -> Float[Tensor, "b c *out"]:
+    def warp(self, u: Shaped[Tensor, "b c *size"], theta: Float[Tensor, "b p"]) -> Shaped[Tensor, "b c *out"]:
         """V for a given theta; grid and theta in float32 at least, under autocast too."""
-        if u.dim() != self.transform.dims + 2:
+        transform = self.transform
+        if u.dim() != transform.dims + 2:
             raise ValueError(
-                f"{type(self.transform).__name__} warps u with {self.transform.dims + 2} dimensions "
-                f"(B, C, {'D, ' * (self.transform.dims - 2)}H, W), got u {tuple(u.shape)}"
+                f"{type(transform).__name__} warps u with {transform.dims + 2} dimensions "
+                f"(B, C, {'D, ' * (transform.dims - 2)}H, W), got u {tuple(u.shape)}"
             )
         size = self.out_size or tuple(u.shape[2:])
+        if torch.jit.is_tracing():
+            size = tuple(int(n) for n in size)  # what it traces is of this size
+        if isinstance(transform, LinearForm):
+            transform.check_size(size)
         theta = theta.to(torch.promote_types(theta.dtype, torch.float32))
-        source = self.transform(theta, regular_grid(size, theta.dtype, theta.device))
-        v = sample(u, source, size, self.kernel)
-        if (calls := _calls.get()) is not None:
-            calls.append((self, u, theta, source, v))
+        source = transform(theta, regular_grid(size, theta.dtype, theta.device))
+        v = sample(u, source, size, self.kernel, self.padding_mode)
+        if self._traced is not None:
+            name, calls = self._traced
+            calls.append((name, transform.identity, u, theta, source, v))
         return v
+
+    def __prepare_scriptable__(self) -> NoReturn:
+        raise TypeError(SCRIPT)
+
+
+FX = (
+    "torch.fx cannot look into a SpatialTransformer: make it a leaf, by Tracer.is_leaf_module or "
+    "create_feature_extractor(..., tracer_kwargs={'leaf_modules': [SpatialTransformer]}), or use torch.export"
+)
+SCRIPT = "torch.jit.script cannot compile a SpatialTransformer: use torch.export, or torch.jit.trace"
 
 
 @dataclass(frozen=True)
@@ -73,6 +109,11 @@ class Warp:
 
     The warps of a transformer that is used more than once are called `name.1`, `name.2` and so on.  `identity` is the
     theta of its transform's identity.
+
+    >>> st = SpatialTransformer(fully_connected((1, 8, 8), Affine()), Affine(), (4, 4))
+    >>> [warp] = trace(nn.Sequential(st), torch.rand(2, 1, 8, 8))
+    >>> warp.name, warp.source.shape, warp.v.shape
+    ('0', torch.Size([2, 16, 2]), torch.Size([2, 1, 4, 4]))
     """
 
     name: str
@@ -83,27 +124,49 @@ class Warp:
     identity: tuple[float, ...]
 
 
-Call = tuple[SpatialTransformer, Tensor, Tensor, Tensor, Tensor]
-_calls: ContextVar[list[Call] | None] = ContextVar("calls of warp, while traced", default=None)
+Call = tuple[str, tuple[float, ...], Tensor, Tensor, Tensor, Tensor]
+_one_trace = RLock()  # two at a time of one network would switch each other's modes
 
 
-def trace(network: nn.Module, u: Tensor) -> list[Warp]:
-    """Run network(u) in eval mode without gradients; return what every SpatialTransformer in it did, call by call."""
-    training = [module for module in network.modules() if module.training]
-    calls: list[Call] = []
-    token = _calls.set(calls)
+@contextmanager
+def _watched(network: nn.Module, calls: list[Call]) -> Iterator[None]:
+    """`network` in eval mode, its transformers writing into `calls`; all as before after it."""
+    training = [each for each in network.modules() if each.training]
+    transformers = [(name, m) for name, m in network.named_modules() if isinstance(m, SpatialTransformer)]
+    before = [module._traced for _, module in transformers]
     try:
-        with torch.no_grad():
-            network.eval()(u)
+        for name, module in transformers:
+            module._traced = (name, calls)
+        network.eval()
+        yield
     finally:
-        _calls.reset(token)
-        for module in training:
-            module.training = True
-    names = {module: name for name, module in network.named_modules()}
-    uses, so_far = Counter(module for module, *_ in calls), Counter[SpatialTransformer]()
+        for (_, module), outer in zip(transformers, before, strict=True):
+            if outer is None:
+                del module._traced
+            else:
+                module._traced = outer
+        for each in training:
+            each.training = True
+
+
+def trace(network: nn.Module, *inputs: Any, **kwargs: Any) -> list[Warp]:
+    """Run network(*inputs, **kwargs) in eval mode without gradients; return what every SpatialTransformer in it did.
+
+    Call by call, in threads that the network starts too (then in the order in which they come).  One trace runs at a
+    time in a process, so that they mix nothing up; no other thread may call the network meanwhile.
+
+    >>> st = SpatialTransformer(fully_connected((1, 28, 28), Affine()), Affine())
+    >>> [warp] = trace(st, torch.rand(2, 1, 28, 28))
+    >>> warp.theta[0]
+    tensor([1., 0., 0., 0., 1., 0.])
+    """
+    calls: list[Call] = []
+    with _one_trace, _watched(network, calls), torch.no_grad():
+        network(*inputs, **kwargs)
+    uses, so_far = Counter(name for name, *_ in calls), Counter[str]()
     warps = []
-    for module, given, theta, source, v in calls:
-        so_far[module] += 1
-        name = names[module] if uses[module] == 1 else f"{names[module]}.{so_far[module]}".lstrip(".")
-        warps.append(Warp(name, given, theta, source, v, module.transform.identity))
+    for name, identity, u, theta, source, v in calls:
+        so_far[name] += 1
+        called = name if uses[name] == 1 else f"{name}.{so_far[name]}".lstrip(".")
+        warps.append(Warp(called, u, theta, source, v, identity))
     return warps

@@ -17,7 +17,7 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parent.parent
 LIBRARY = {"torch", "jaxtyping"}
-LOCAL = {path.stem for folder in ("scripts", "tests", "tests/unit", "tests/experiments") for path in (ROOT / folder).glob("*.py")}  # noqa: E501  # fmt: skip
+LOCAL = {path.stem for folder in ("scripts", "tests", "tests/unit", "tests/experiments", "tests/gpu") for path in (ROOT / folder).glob("*.py")}  # noqa: E501  # fmt: skip
 # import names that are not their distributions' names
 DISTRIBUTIONS = {
     "PIL": "pillow", "cv2": "opencv-python-headless", "hydra": "hydra-core", "yaml": "pyyaml",

@@ -10,12 +10,19 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+_ABSENT = object()
 GROUPS = ("data", "model", "objective", "optimizer", "schedule")
 PATHS = ("root",)  # keys of a group that say where something lies on this machine
 
 # Keys that came after the first records, each with the value under which everything is computed as before it came.
 # With that value a key is no part of the identity, so that a new one leaves every run's name as it was.
-LATER: dict[str, Any] = {"data.test_split": "test"}
+LATER: dict[str, Any] = {
+    "data.test_split": "test",
+    "data.distortion.control": "corners",
+    "data.distortion.overlap": "maximum",
+    "data.distortion.blank": True,
+    "model.width": None,
+}
 
 
 def asked(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -29,25 +36,27 @@ def of(
     seed: int,
     groups: Mapping[str, Any],
     revisions: Mapping[str, int],
-    precision: str | None = None,
+    **also: Any,
 ) -> str:
-    """Ten hexadecimal digits; `schedule` is the schedule's name, `precision` one that was asked for, not chosen."""
+    """Ten hexadecimal digits; `schedule` is the schedule's name, `also` what else was asked for (precision, smoke).
+
+    20 and 20.0 are the same value.
+    """
     whole: dict[str, Any] = {"experiment": experiment, "schedule": schedule, "seed": seed, "revisions": revisions}
-    whole["config"] = {group: _without_later(group, settings) for group, settings in groups.items()}
-    if precision is not None:
-        whole["precision"] = precision
+    whole["config"] = {group: _normal(group, settings) for group, settings in groups.items()}
+    whole |= also
     return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()[:10]
 
 
-def _without_later(path: str, value: Any) -> Any:
-    if not isinstance(value, Mapping):
-        return value
-    kept = {}
-    for key, inner in value.items():
-        place = f"{path}.{key}"
-        if place not in LATER or inner != LATER[place]:
-            kept[key] = _without_later(place, inner)
-    return kept
+def _normal(path: str, value: Any) -> Any:
+    """A value without later keys at their old values, and with whole numbers as such."""
+    if isinstance(value, Mapping):
+        places = {key: f"{path}.{key}" for key in value}
+        kept = {key: inner for key, inner in value.items() if inner != LATER.get(places[key], _ABSENT)}
+        return {key: _normal(places[key], inner) for key, inner in kept.items()}
+    if isinstance(value, list | tuple):
+        return [_normal(path, inner) for inner in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def run_name(experiment: str, schedule: str, seed: int, groups: Mapping[str, Any], digits: str) -> str:

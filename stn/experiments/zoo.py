@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from stn.experiments import build
 from stn.experiments.command import ROOT
 from stn.experiments.results import records
+from stn.localisation import complete_state
 
 LARGEST_PX = 1024  # side of an input; a record that asks for more is no record of this code
 OPTIMISER = re.compile(r"torch\.optim(\.\w+)+")  # what a record may call by its path; the zoo builds none of it
@@ -107,7 +108,7 @@ def load(name: str, root: Path = ROOT, runs: Path | None = None) -> Recorded:
     sha256 = hashlib.sha256(entry.weights.read_bytes()).hexdigest()
     _check_listed(fits[0], entry.weights, sha256, root)
     try:
-        network.load_state_dict(_tensors(fits[0], entry.weights))
+        network.load_state_dict(complete_state(network, _tensors(fits[0], entry.weights)))
     except RuntimeError as error:
         raise ValueError(f"the weights {entry.weights} do not fit their record: {_first_line(error)}") from None
     return Recorded(fits[0], entry.record, network.eval(), in_shape, sha256)

@@ -23,7 +23,8 @@ def test_a_bug_is_seen_whole():
         command.run(main)
 
 
-SCRIPTS = sorted((command.ROOT / "scripts").glob("*.py"))
+ALONE = {"bundle"}  # it runs where nothing is installed yet
+SCRIPTS = sorted(path for path in (command.ROOT / "scripts").glob("*.py") if path.stem not in ALONE)
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)

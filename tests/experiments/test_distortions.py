@@ -35,10 +35,11 @@ def draw(name, n=N, dtype=torch.float64, **kwargs):
     return DISTORTIONS[name].draw(n, seeded(), **kwargs)
 
 
-def warp(name, params, digits=NOISE):
-    """digits, one under each draw, in [0, 1]."""
-    size = (DISTORTIONS[name].canvas_px,) * 2
-    source = DISTORTIONS[name].source(params)
+def warp(distortion, params, digits=NOISE):
+    """digits, one under each draw, in [0, 1]; of a distortion or of its name."""
+    distortion = DISTORTIONS.get(distortion, distortion)
+    size = (distortion.canvas_px,) * 2
+    source = distortion.source(params)
     return sample(digits[:, None].to(source.dtype) / 255, source, size)[:, 0].numpy()
 
 
@@ -117,25 +118,37 @@ def test_p_shows_all_of_a_quad_whose_horizon_crosses_the_canvas():
     np.testing.assert_allclose(warp("p", params, NOISE[:1])[0][inside], expected[inside], atol=CV2_ATOL)
 
 
-def test_e_is_scipy_s_thin_plate_spline_over_16_points():
+@pytest.mark.parametrize(("where", "line"), [("corners", [-0.5, 8.8333333333333333, 18.166666666666667, 27.5]),
+                                             ("cells", [3.0, 10.0, 17.0, 24.0])])  # fmt: skip
+def test_e_is_scipy_s_thin_plate_spline_over_16_points(where, line):
     def points(line):
         return np.stack(np.meshgrid(line, line), -1).reshape(-1, 2)  # x, y, row by row
 
-    control, pixels = points(np.linspace(-0.5, 27.5, 4)), points(np.arange(28.0))
+    control, pixels = points(line), points(np.arange(28.0))
     params = draw("e", len(NOISE))
-    for image, v, p in zip(NOISE.numpy(), warp("e", params), numbers(params), strict=True):
+    distortion = replace(DISTORTIONS["e"], control=where)
+    for image, v, p in zip(NOISE.numpy(), warp(distortion, params), numbers(params), strict=True):
         spline = RBFInterpolator(control, control + p["control_px"], kernel="thin_plate_spline")
         source = (spline(pixels) - 13.5) / p["scale"] + 13.5
         expected = map_coordinates(image / 255, source.T[::-1], order=1, mode="grid-constant")
         np.testing.assert_allclose(v.ravel(), expected, atol=1e-10)
 
 
-def test_tc_is_a_loop_of_pastes_with_the_maximum_of_patches():
+PASTES = {
+    "maximum": np.maximum,
+    "sum": lambda under, crop: np.minimum(under.astype(int) + crop, 255).astype(np.uint8),
+    "overwrite": lambda under, crop: crop,
+}
+
+
+@pytest.mark.parametrize("overlap", PASTES)
+def test_tc_is_a_loop_of_pastes(overlap):
     rng, n = np.random.default_rng(1), 40
     digits = rng.integers(0, 256, (10, 28, 28), dtype=np.uint8)
     index = rng.integers(0, 10, n)
     params = draw("tc", n)
-    canvases = DISTORTIONS["tc"].compose(torch.from_numpy(digits), torch.from_numpy(index), params)
+    tc = replace(DISTORTIONS["tc"], overlap=overlap)
+    canvases = tc.compose(torch.from_numpy(digits), torch.from_numpy(index), params)
     for canvas, own, p in zip(canvases.numpy(), index, numbers(params), strict=True):
         expected = np.zeros((60, 60), np.uint8)
         x, y = p["place"]
@@ -144,7 +157,7 @@ def test_tc_is_a_loop_of_pastes_with_the_maximum_of_patches():
         assert len(p["patch_digit"]) == 6
         for other, (cx, cy), (x, y) in zip(p["patch_digit"], p["patch_crop"], p["patch_place"], strict=True):
             onto = expected[y : y + 6, x : x + 6]
-            np.maximum(onto, others[other, cy : cy + 6, cx : cx + 6], out=onto)
+            onto[:] = PASTES[overlap](onto, others[other, cy : cy + 6, cx : cx + 6])
         np.testing.assert_array_equal(canvas, expected)
 
 
@@ -213,6 +226,38 @@ def test_the_clutter_of_tc_is_of_any_other_digit_never_its_own():
         assert set(canvases[index == own].unique().tolist()) == {0, *others}
 
 
+def dots(n=5):
+    """Digits of one point of ink each, in the middle, and a TC of one crop with ink on them."""
+    digits = torch.zeros(n, 28, 28, dtype=torch.uint8)
+    digits[:, 14, 13] = 100 + torch.arange(n, dtype=torch.uint8)
+    return digits, replace(DISTORTIONS["tc"], patches=1, blank=False)
+
+
+def test_without_blank_every_crop_has_ink():
+    digits, tc = dots()
+    canvases = tc.apply(digits, torch.zeros(500, dtype=torch.int64), seeded())
+    points = (canvases > 0).flatten(1).sum(1)
+    assert points.max() == 2
+    assert (points == 2).float().mean() > 0.99  # a crop may land on its digit's own point
+    shown = (canvases * 255).round().unique().tolist()
+    assert shown == [0.0, 100.0, 101.0, 102.0, 103.0, 104.0]
+
+
+def test_without_blank_every_window_with_ink_is_as_likely():
+    digits, tc = dots()
+    others = digits[1:2].expand(18_000, 1, 28, 28)
+    x, y = tc._inked_crop(others, seeded())[:, 0].unbind(1)
+    counts = torch.bincount((y - 9) * 6 + x - 8, minlength=36)  # the windows that hold the point at (13, 14)
+    assert (x.min(), x.max(), y.min(), y.max()) == (8, 13, 9, 14)
+    assert stats.chisquare(counts).pvalue > 1e-3
+
+
+def test_blank_crops_are_allowed_unless_forbidden():
+    digits, tc = dots()
+    canvases = replace(tc, blank=True).apply(digits, torch.zeros(500, dtype=torch.int64), seeded())
+    assert ((canvases > 0).flatten(1).sum(1) == 1).float().mean() > 0.8
+
+
 # --- ranges
 
 
@@ -270,6 +315,15 @@ def test_the_numbers_of_a_draw_are_independent(name):
     columns = columns[:, columns.std(0) > 0].T.reshape(-1, N)  # R draws one number
     apart = np.atleast_2d(np.corrcoef(columns)) - np.eye(len(columns))
     assert np.abs(apart).max() < 5 / N**0.5
+
+
+@pytest.mark.parametrize(("control", "low", "high"), [("corners", 0.0, 0.01), ("cells", 0.09, 0.15)])
+def test_some_warps_of_e_fold_with_control_points_in_the_cells(control, low, high):
+    distortion = replace(DISTORTIONS["e"], control=control)
+    source = distortion.source(distortion.draw(2000, seeded(), torch.float64)).view(-1, 28, 28, 2)
+    right, down = (source.diff(dim=axis)[:, :27, :27] for axis in (2, 1))
+    determinant = right[..., 0] * down[..., 1] - right[..., 1] * down[..., 0]
+    assert low <= (determinant <= 0).flatten(1).any(1).double().mean() <= high
 
 
 # --- `apply`, which is what training sees
@@ -342,6 +396,12 @@ def test_a_range_of_the_config_is_the_range_of_the_draws(name, key, value, drawn
     assert drawn(distortion.draw(N, seeded())).item() == pytest.approx(value, rel=0.02)
 
 
+def test_what_came_later_is_as_it_was_where_a_record_lacks_it():
+    for name in ("e", "tc"):
+        older = {key: value for key, value in RANGES[name].items() if key not in LATER}
+        assert build(older) == DISTORTIONS[name]
+
+
 def test_more_and_larger_clutter_is_one_override():
     many = build(RANGES["tc"] | {"patches": 16, "patch_px": 9, "canvas_px": 84})
     assert many.apply(NOISE, torch.zeros(3, dtype=torch.int64), seeded()).shape == (3, 1, 84, 84)
@@ -365,6 +425,9 @@ def test_more_and_larger_clutter_is_one_override():
         ("tc", {"canvas_px": 27}, r"data\.distortion\.canvas_px=27 has to be a whole number, 28 or more"),
         ("tc", {"patches": 6.5}, r"data\.distortion\.patches=6\.5 has to be a whole number, 0 or more"),
         ("tc", {"patches": True}, r"data\.distortion\.patches=True has to be a whole number"),
+        ("e", {"control": "edges"}, r"unknown data\.distortion\.control='edges': choose one of corners, cells"),
+        ("tc", {"overlap": None}, r"unknown data\.distortion\.overlap=None: choose one of maximum, sum, overwrite"),
+        ("tc", {"blank": 1}, r"data\.distortion\.blank=1 has to be true or false"),
         ("tc", {"patch_px": 29}, r"data\.distortion\.patch_px=29 has to be 28 at most"),
     ],
 )  # fmt: skip
@@ -373,9 +436,12 @@ def test_ranges_that_cannot_be_drawn_from_are_one_clear_line(name, change, messa
         build(RANGES[name] | change)
 
 
+LATER = {"control", "overlap", "blank"}  # which the first records do not have
+
+
 @pytest.mark.parametrize("name", RANGES)
 def test_a_missing_range_is_named(name):
-    for key in set(RANGES[name]) - {"name"}:
+    for key in set(RANGES[name]) - {"name"} - LATER:
         with pytest.raises(ValueError, match=rf"^data\.distortion\.{key} is missing: {name} takes [^\n]*{key}[^\n]*$"):
             build({k: v for k, v in RANGES[name].items() if k != key})
 

@@ -58,6 +58,22 @@ def test_a_recorded_network_is_exported_and_checked(script, tmp_path, monkeypatc
     script["main"]()
     assert re.search(r"input u \(batch, 1, 42, 42\), opset 20; ONNX Runtime differs", capsys.readouterr().out)
     assert [path.name for path in tmp_path.iterdir()] == ["digits.onnx"]
+    written = (tmp_path / "digits.onnx").read_bytes()
+    assert str(ROOT).encode() not in written
+    assert b".py" not in written
+
+
+def kept_networks():
+    """The networks of results/weights."""
+    return sorted(path.stem for path in (ROOT / "results/weights").glob("*.safetensors"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", kept_networks())
+def test_every_kept_network_is_exported(name, script, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["export_onnx.py", name, "--out", str(tmp_path / "network.onnx")])
+    script["main"]()
+    assert str(ROOT).encode() not in (tmp_path / "network.onnx").read_bytes()
 
 
 def test_a_file_that_fails_its_check_is_not_kept(script, tmp_path, monkeypatch):

@@ -1,22 +1,22 @@
 """The identity of a run: what changes it, and what must not."""
 
 import copy
+from unittest import mock
 
 import pytest
 from composing import compose
 
 from stn.experiments import build, identity
+from stn.experiments.training import run
 
 ROW = ("experiment=mnist_st_cnn_tps", "data/distortion=p", "schedule=fast")
 
 
 def name_of(*overrides: str, revisions: dict | None = None) -> str:
     config, _ = compose(*ROW, *overrides)
-    groups = identity.asked(config)
-    revisions = build.revisions(groups) | (revisions or {})
-    precision = None if config["precision"] == "auto" else config["precision"]
-    words = (config["experiment_name"], config["schedule_name"], config["seed"], groups)
-    return identity.run_name(*words, identity.of(*words, revisions, precision))
+    found = build.revisions(config) | (revisions or {})
+    with mock.patch("stn.experiments.build.revisions", return_value=found):
+        return run.plan(config, []).id
 
 
 def test_a_run_is_named_after_what_it_computes():
@@ -36,7 +36,7 @@ def test_where_and_how_a_run_is_computed_changes_nothing(override):
     "override",
     ["seed=1", "budget=100000", "schedule.steps=7", "schedule.block_steps=50", "optimizer.lr=0.04", "optimizer=adamw",
      "schedule.lr_scheduler.pct_start=0.2", "schedule.bound=null", "data.distortion.corner_std_px=3.5",
-     "data/distortion=ps", "model.kernel=nearest", "model.transform=affine", "precision=fp32"],
+     "data/distortion=ps", "model.kernel=nearest", "model.transform=affine", "precision=fp32", "smoke=true"],
 )  # fmt: skip
 def test_what_is_computed_changes_the_identity(override):
     assert name_of(override) != name_of()
@@ -69,6 +69,31 @@ def test_a_later_key_at_its_old_value_changes_nothing(monkeypatch):
     assert identity.of(*words, later, {}) == before
     later["schedule"]["ema"] = 0.999
     assert identity.of(*words, later, {}) != before
+
+
+def test_a_whole_number_is_the_same_with_and_without_a_point():
+    assert name_of("data.distortion.corner_std_px=5") == name_of("data.distortion.corner_std_px=5.0") == name_of()
+
+
+@pytest.mark.parametrize("distortion", ["e", "tc"])
+def test_the_options_of_the_studies_leave_older_runs_their_names(distortion):
+    config, _ = compose(*ROW, f"data/distortion={distortion}")
+    groups = identity.asked(config)
+    older = copy.deepcopy(groups)
+    del older["model"]["width"]
+    for key in {"control", "overlap", "blank"} & set(older["data"]["distortion"]):
+        del older["data"]["distortion"][key]
+    words = ("mnist_st_cnn_tps", "fast", 0)
+    assert identity.of(*words, groups, {}) == identity.of(*words, older, {})
+
+
+@pytest.mark.parametrize(
+    ("distortion", "override"),
+    [("e", "data.distortion.control=cells"), ("tc", "data.distortion.overlap=sum"),
+     ("tc", "data.distortion.blank=false"), ("r", "model.width=64")],
+)  # fmt: skip
+def test_an_option_of_the_studies_is_another_run(distortion, override):
+    assert name_of(f"data/distortion={distortion}", override) != name_of(f"data/distortion={distortion}")
 
 
 def test_the_order_of_keys_is_no_part_of_it():

@@ -51,6 +51,21 @@ def test_every_model_spends_the_same_budget(family, side_px, expected):
     assert 0.95 * BUDGET < expected <= BUDGET
 
 
+@pytest.mark.parametrize("side_px", [28, 42, 60])
+def test_a_width_asked_for_is_the_classifier_s_on_every_canvas(side_px):
+    plain = build((1, side_px, side_px), 10, BUDGET, fcn, width=256)
+    warped = build((1, side_px, side_px), 10, BUDGET, fcn, fully_connected, Affine(), width=256)
+    assert plain[1].weight.shape == (256, side_px**2)
+    assert [layer.out_features for layer in warped.classifier if hasattr(layer, "out_features")] == [256, 256, 10]
+    assert build((1, side_px, side_px), 10, BUDGET, cnn, width=32)[0][0].out_channels == 32
+
+
+@pytest.mark.parametrize("width", [0, -1, True])
+def test_a_width_that_is_no_number_of_units_is_refused(width):
+    with pytest.raises(ValueError, match=rf"^model\.width={width!r} has to be a whole number, 1 or more, or null$"):
+        build((1, 28, 28), 10, BUDGET, fcn, width=width)
+
+
 @pytest.mark.parametrize(("side_px", "pooled"), [(28, 2), (21, 1), (42, 6), (30, 3), (60, 10)])
 def test_a_cnn_has_the_parameters_of_a4(side_px, pooled):
     # sides: - 8, / 2 rounded up, - 6, / 2 rounded up

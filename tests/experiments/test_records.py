@@ -256,5 +256,5 @@ def test_the_id_of_a_kept_record_follows_from_what_it_holds():
     for r in records.read_kept(ROOT / "results"):
         asked = any(word.startswith("precision=") and word != "precision=auto" for word in r["overrides"])
         name = (r["experiment"], r["schedule"], r["seed"], r["config"])
-        digits = identity.of(*name, r["revisions"], r["precision"] if asked else None)
+        digits = identity.of(*name, r["revisions"], **({"precision": r["precision"]} if asked else {}))
         assert r["id"] == identity.run_name(*name, digits)

@@ -8,9 +8,16 @@ from stn import (
     Affine,
     Affine3d,
     Attention,
+    Constrained,
+    LinearForm,
     Projective,
     Regression,
+    Rotation,
+    SpatialTransformer,
     ThinPlateSpline,
+    Translation,
+    aligned_corners_factors,
+    complete_state,
     convolutional,
     fully_connected,
 )
@@ -55,8 +62,101 @@ def test_weight_decay_pulls_theta_to_the_identity_and_not_to_0():
 
 def test_the_identity_is_no_parameter_but_follows_the_dtype():
     layer = Regression(7, ThinPlateSpline()).double()
-    assert set(layer.state_dict()) == {"weight", "bias"}
+    assert {name for name, _ in layer.named_parameters()} == {"weight", "bias"}
     assert layer(torch.randn(2, 7, dtype=torch.float64)).dtype == torch.float64
+
+
+def test_the_state_of_an_nn_linear_is_refused_and_converted():
+    torch.manual_seed(0)
+    linear, x = torch.nn.Linear(7, 6), torch.randn(2, 7)
+    linear.bias.data += torch.tensor(Affine.identity)
+    for strict in (True, False):
+        with pytest.raises(RuntimeError, match=r"identity is missing from the state: .*Regression\.from_linear"):
+            Regression(7, Affine()).load_state_dict(linear.state_dict(), strict=strict)
+    torch.testing.assert_close(Regression.from_linear(linear, Affine())(x), linear(x))
+    with pytest.raises(ValueError, match=r"^Attention has 3 parameters, the linear layer gives 6$"):
+        Regression.from_linear(linear, Attention())
+
+
+@pytest.mark.parametrize("transform", [Affine(), Projective(), Affine3d()], ids=lambda t: type(t).__name__)
+def test_a_theta_of_aligned_corners_is_converted(transform):
+    torch.manual_seed(0)
+    in_size, out_size = (5, 8, 6)[-transform.dims :], (4, 3, 7)[-transform.dims :]
+    linear, x, u = torch.nn.Linear(7, transform.num_params), torch.randn(2, 7), torch.rand(2, 1, *in_size)
+    linear.weight.data *= 0.2
+    linear.bias.data = torch.tensor(transform.identity)
+    if isinstance(transform, Projective):
+        matrix = torch.cat([linear(x), torch.ones(2, 1)], dim=1).view(2, 3, 3)
+        axes = [torch.linspace(-1, 1, n) for n in out_size]
+        y, x_t = torch.meshgrid(*axes, indexing="ij")
+        points = torch.stack([x_t, y, torch.ones_like(y)], dim=-1) @ matrix[:, None].mT
+        grid = points[..., :2] / points[..., 2:]
+    else:
+        matrix = linear(x).view(2, transform.dims, -1)
+        grid = F.affine_grid(matrix, [2, 1, *out_size], align_corners=True)
+    expected = F.grid_sample(u, grid, align_corners=True)
+    layer = Regression.from_linear(linear, transform, (in_size, out_size))
+    v = SpatialTransformer(torch.nn.Identity(), transform, out_size).warp(u, layer(x))
+    torch.testing.assert_close(v, expected, atol=1e-5, rtol=0)
+
+
+def test_aligned_corners_convert_a_window_of_the_same_shape_alone():
+    assert aligned_corners_factors(Attention(), (5, 5), (5, 5)) == (1.0, 0.8, 0.8)
+    for transform, sizes in [(Attention(), ((5, 5), (5, 6))), (ThinPlateSpline(), ((5, 5), (5, 5)))]:
+        with pytest.raises(ValueError, match=r"has no theta that gives the points of align_corners=True"):
+            aligned_corners_factors(transform, *sizes)
+
+
+def test_a_state_of_another_start_is_refused_and_rounding_is_not():
+    layer = Regression(7, Attention(), (0.5, 1 / 3, 0.0))
+    with pytest.raises(RuntimeError, match=r"identity is \(1\.0, 0\.0, 0\.0\) in the state, but \(0\.5, "):
+        layer.load_state_dict(Regression(7, Attention()).state_dict())
+    half = {key: value.half() for key, value in layer.state_dict().items()}
+    layer.load_state_dict(half)
+    assert torch.equal(layer.identity, torch.tensor([0.5, 1 / 3, 0.0]))
+
+
+def test_a_scale_a_size_and_fixed_entries_are_part_of_the_state():
+    for here, there in [
+        (Translation(0.5), Translation(0.25)), (LinearForm((4, 6)), LinearForm((6, 4))), (Rotation(2.0), Rotation()),
+        (Constrained(Affine(), {1: 0.0}), Constrained(Affine(), {1: 0.5})),
+    ]:  # fmt: skip
+        here.load_state_dict(here.state_dict())
+        with pytest.raises(RuntimeError, match=r"fixed is \([^)]*\) in the state, but \("):
+            here.load_state_dict(there.state_dict())
+
+
+def test_an_older_state_is_completed_where_asked_for():
+    network = SpatialTransformer(fully_connected((1, 4, 4), Translation(0.5)), Translation(0.5))
+    older = {key: value for key, value in network.state_dict().items() if not key.endswith(("identity", "fixed"))}
+    with pytest.raises(RuntimeError, match=r"stn\.complete_state"):
+        network.load_state_dict(older)
+    network.load_state_dict(complete_state(network, older))
+
+
+def test_a_network_built_on_meta_gives_what_its_state_gave():
+    torch.manual_seed(0)
+    network, u = fully_connected((1, 4, 4), ThinPlateSpline()), torch.rand(2, 1, 4, 4)
+    torch.nn.init.normal_(network[-1].weight)
+    with torch.device("meta"):
+        empty = fully_connected((1, 4, 4), ThinPlateSpline())
+    empty = empty.to_empty(device="cpu")
+    with torch.no_grad():
+        for tensor in (*empty.parameters(), *empty.buffers()):
+            tensor.fill_(torch.nan)
+    empty.load_state_dict(network.state_dict())
+    assert torch.equal(empty(u), network(u))
+
+
+def test_resetting_every_module_gives_the_identity_again():
+    network = fully_connected((1, 4, 4), Affine())
+    with torch.no_grad():
+        for tensor in (*network.parameters(), *network.buffers()):
+            tensor.fill_(torch.nan)
+    for module in network.modules():
+        if hasattr(module, "reset_parameters"):
+            module.reset_parameters()
+    assert torch.equal(network(torch.rand(2, 1, 4, 4)), torch.tensor([Affine.identity] * 2))
 
 
 def test_theta_is_float32_under_autocast_and_not_rounded_on_the_way():

@@ -1,13 +1,17 @@
 """Sampling against eq. (3)-(7) in NumPy and against scipy; pixel centres against F.affine_grid."""
 
+from unittest import mock
+
 import numpy as np
 import pytest
 import scipy.ndimage
 import torch
 import torch.nn.functional as F
 from jaxtyping import config
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from stn import regular_grid, sample
+from stn.sampler import gathered
 
 
 def keys(t, a=-0.75):
@@ -167,3 +171,34 @@ def test_input_that_does_not_fit_is_named_in_one_line(args, message, monkeypatch
     with pytest.raises(ValueError, match=message) as error:
         sample(*args)
     assert "\n" not in str(error.value)
+
+
+def test_four_gathers_are_the_bilinear_kernel_and_its_gradients():
+    torch.manual_seed(0)
+    u = torch.rand(2, 3, 5, 4, dtype=torch.float64, requires_grad=True)
+    grid = (3 * torch.rand(2, 6, 7, 2, dtype=torch.float64) - 1.5).requires_grad_()
+    weights = torch.rand(2, 3, 6, 7, dtype=torch.float64)
+    theirs = F.grid_sample(u, grid, align_corners=False)
+    ours = gathered(u, grid)
+    torch.testing.assert_close(ours, theirs, atol=1e-12, rtol=0)
+    gradients = [torch.autograd.grad((v * weights).sum(), (u, grid)) for v in (ours, theirs)]
+    for a, b in zip(*gradients, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-12, rtol=0)
+
+
+def test_a_gather_at_no_number_shows_no_number():
+    v = gathered(torch.rand(1, 1, 5, 4), torch.full((1, 2, 2, 2), torch.nan))
+    assert v.isnan().all()
+
+
+def test_only_a_deterministic_gpu_gathers():
+    with FakeTensorMode():
+        u, source = torch.rand(1, 1, 5, 4, device="cuda"), torch.zeros(1, 20, 2, device="cuda")
+        for on in (True, False):
+            torch.use_deterministic_algorithms(on)
+            try:
+                with mock.patch("stn.sampler.gathered", side_effect=gathered) as used:
+                    assert sample(u, source, (5, 4)).shape == (1, 1, 5, 4)
+            finally:
+                torch.use_deterministic_algorithms(False)
+            assert used.called == on

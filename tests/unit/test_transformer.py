@@ -272,7 +272,7 @@ def test_an_out_size_that_does_not_fit_is_refused_at_construction(transform, out
         (Affine3d(), (2, 1, 4, 4), (2, 12), r"5 dimensions \(B, C, D, H, W\), got u \(2, 1, 4, 4\)$"),
         (Affine(), (2, 1, 4, 4), (2, 5), r"^Affine takes theta \(B, 6\), got theta \(2, 5\)$"),
         (Affine(), (2, 1, 4, 4), (3, 6), r"need source points \(2, 16, 2\), got \(3, 16, 2\)$"),
-        (LinearForm((3, 3)), (2, 1, 4, 4), (2, 6), r"has learnt B for 9 target points, got target \(16, 2\)$"),
+        (LinearForm((3, 3)), (2, 1, 4, 4), (2, 6), r"has learnt B for an output of \(3, 3\), got \(4, 4\)$"),
     ],
 )
 def test_shapes_that_do_not_fit_are_named_in_one_line(transform, u, theta, message, monkeypatch):

@@ -9,12 +9,13 @@ lengths in pixels are those of the undistorted digit, whose half side is 14 px. 
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from functools import lru_cache
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import Any, ClassVar, Literal, Protocol, get_args, get_origin, runtime_checkable
 
 import torch
-from jaxtyping import Float, Int, UInt8
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int, UInt8
 from torch import Generator, Tensor
 
 from stn.sampler import regular_grid, sample
@@ -182,6 +183,13 @@ def _inverse(m: Float[Tensor, "b 3 3"]) -> Float[Tensor, "b 3 3"]:
 
 
 ELASTIC_SPLINE = ThinPlateSpline(4)
+EXTENT = {"corners": 1.0, "cells": 0.75}  # where the outer control points of E lie, in half sides of the canvas
+
+
+@lru_cache(maxsize=8)
+@torch.inference_mode(False)  # the cache outlives it
+def _stretched_grid(side_px: int, extent: float, dtype: torch.dtype, device: torch.device) -> Float[Tensor, "n 2"]:
+    return regular_grid((side_px,) * 2, dtype, device) / extent
 
 
 @dataclass(frozen=True)
@@ -190,11 +198,13 @@ class Elastic(Geometric):
 
     The digit, before that, fills the canvas.  The spline is drawn on the map from canvas to digit, whose control points
     are a fixed regular grid, so that one constant matrix serves every image (README, "Differences from the paper").
+    The outer points lie on the canvas's `corners`, or all at the centres of 4 x 4 `cells` of it.
     """
 
     scale: Range
     control_std_px: float
     canvas_px: int
+    control: Literal["corners", "cells"] = "corners"
 
     def draw(self, n: int, generator: Generator, dtype: torch.dtype = torch.float32) -> Params:
         """scale (n,), control_px (n, 16, 2): how far each control point moves, row by row."""
@@ -204,22 +214,32 @@ class Elastic(Geometric):
         }
 
     def source(self, params: Params) -> Float[Tensor, "b n 2"]:
-        """digit = (canvas + spline of the moves) / scale."""
-        scale = params["scale"]
-        control = constant(ELASTIC_SPLINE.identity, scale.dtype, scale.device)
+        """digit = (canvas + spline of the moves) / scale.
+
+        A thin plate spline does not depend on the unit of length: U(s r) = s^2 U(r) + s^2 log(s^2) r^2, and since the
+        weights sum to 0, alone and times the control points, the sum over r^2 is an affine map.  So the one through
+        points s c_i is the one through c_i, read at p / s.
+        """
+        scale, extent = params["scale"], EXTENT[self.control]
+        control = extent * constant(ELASTIC_SPLINE.identity, scale.dtype, scale.device)
         theta = (control + params["control_px"].flatten(1) / HALF_PX) / scale[:, None]
-        return ELASTIC_SPLINE(theta, regular_grid((self.canvas_px,) * 2, theta.dtype, theta.device))
+        return ELASTIC_SPLINE(theta, _stretched_grid(self.canvas_px, extent, theta.dtype, theta.device))
 
 
 @dataclass(frozen=True)
 class Clutter:
-    """TC: the digit at a uniformly random whole-pixel place, plus `patches` random crops of other digits; maximum where
-    they overlap.  A crop is any patch_px x patch_px window of a digit, so many are partly or wholly black.
+    """TC: the digit at a uniformly random whole-pixel place, plus `patches` random crops of other digits.
+
+    Where they overlap a pixel is the `maximum`, or the `sum` clipped to 255, or the crop's, which then covers the digit
+    and the crops before it (`overwrite`).  A crop is any patch_px x patch_px window of a digit, so many are partly or
+    wholly black; without `blank` it is any window that has ink.
     """
 
     canvas_px: int
     patches: int
     patch_px: int
+    overlap: Literal["maximum", "sum", "overwrite"] = "maximum"
+    blank: bool = True
 
     def draw(self, n: int, generator: Generator, num_digits: int) -> Params:
         """place (n, 2) of the digit; patch_digit (n, K), patch_crop, patch_place (n, K, 2); x then y, in px."""
@@ -242,12 +262,22 @@ class Clutter:
         canvas = digits.new_zeros(n, self.canvas_px**2)
         window = _window(DIGIT_PX, self.canvas_px, digits.device)
         canvas.scatter_(1, _offset(params["place"], self.canvas_px) + window, flat[index])
-        other = (index[:, None] + 1 + params["patch_digit"]) % len(digits)
         inside = _window(self.patch_px, DIGIT_PX, digits.device)
-        crop = flat[other[..., None], _offset(params["patch_crop"], DIGIT_PX) + inside]
+        crop = flat[_other(index, params, digits)[..., None], _offset(params["patch_crop"], DIGIT_PX) + inside]
         onto = _offset(params["patch_place"], self.canvas_px) + _window(self.patch_px, self.canvas_px, digits.device)
-        canvas.scatter_reduce_(1, onto.flatten(1), crop.flatten(1), reduce="amax")
-        return canvas.unflatten(1, (self.canvas_px, self.canvas_px))
+        return self._merge(canvas, onto, crop).unflatten(1, (self.canvas_px, self.canvas_px))
+
+    def _merge(
+        self, canvas: UInt8[Tensor, "b s2"], onto: Int[Tensor, "b k p2"], crop: UInt8[Tensor, "b k p2"]
+    ) -> UInt8[Tensor, "b s2"]:
+        if self.overlap == "maximum":
+            return canvas.scatter_reduce_(1, onto.flatten(1), crop.flatten(1), reduce="amax")
+        if self.overlap == "sum":
+            whole = canvas.int().scatter_add_(1, onto.flatten(1), crop.flatten(1).int())
+            return whole.clamp_(max=255).to(canvas.dtype)
+        for k in range(self.patches):  # one after the other: which of two values a scatter keeps is not defined
+            canvas.scatter_(1, onto[:, k], crop[:, k])
+        return canvas
 
     def apply(
         self,
@@ -258,7 +288,22 @@ class Clutter:
     ) -> Float[Tensor, "b 1 s s"]:
         """digits[index], each on a canvas with fresh clutter, in [0, 1]."""
         params = self.draw(len(index), generator, len(digits))
+        if not self.blank:
+            params["patch_crop"] = self._inked_crop(digits[_other(index, params, digits)], generator)
         return self.compose(digits, index, params)[:, None].to(dtype) / 255
+
+    def _inked_crop(self, others: UInt8[Tensor, "b k 28 28"], generator: Generator) -> Int[Tensor, "b k 2"]:
+        """For each digit the place of one of its windows with ink, each as likely as the next."""
+        inked: Bool[Tensor, "b k n n"] = F.max_pool2d(others.float(), self.patch_px, 1) > 0
+        flat = inked.flatten(2)
+        chance = 1 - torch.rand(flat.shape, generator=generator, device=flat.device)  # above 0
+        chosen = (chance * flat).argmax(2)
+        return torch.stack([chosen % inked.shape[3], chosen // inked.shape[3]], dim=2)
+
+
+def _other(index: Int[Tensor, " b"], params: Params, digits: Tensor) -> Int[Tensor, "b k"]:
+    """The digits that the clutter of digits[index] is cropped from."""
+    return (index[:, None] + 1 + params["patch_digit"]) % len(digits)
 
 
 def _window(side: int, stride: int, device: torch.device) -> Tensor:
@@ -290,11 +335,12 @@ def build(config: Mapping[str, Any] | Distortion | str) -> Any:
         raise ValueError(f"unknown data.distortion.name={name!r}: choose one of {', '.join(KINDS)}")
     kind, values = KINDS[name], {key: value for key, value in config.items() if key != "name"}
     types = {field.name: field.type for field in fields(kind)}
+    later = {field.name for field in fields(kind) if field.default is not MISSING}  # older records lack them
     for key in values:
         if key not in types:
             raise ValueError(f"unknown key data.distortion.{key} of {name}: it takes {', '.join(types)}")
     for key in types:
-        if key not in values:
+        if key not in values and key not in later:
             raise ValueError(f"data.distortion.{key} is missing: {name} takes {', '.join(types)}")
     return kind(**{key: _checked(key, value, types[key]) for key, value in values.items()})
 
@@ -306,6 +352,14 @@ def _checked(key: str, value: Any, wanted: Any) -> Any:
         if not fits or not 0 < value[0] <= value[1]:
             raise ValueError(f"data.distortion.{key}={value} has to be two numbers above 0, low then high")
         return tuple(map(float, value))
+    if get_origin(wanted) is Literal:
+        if value not in get_args(wanted):
+            raise ValueError(f"unknown data.distortion.{key}={value!r}: choose one of {', '.join(get_args(wanted))}")
+        return value
+    if wanted is bool:
+        if not isinstance(value, bool):
+            raise ValueError(f"data.distortion.{key}={value!r} has to be true or false")
+        return value
     if wanted is int:
         least = LEAST.get(key, 0)
         if not isinstance(value, int) or isinstance(value, bool) or value < least:

@@ -16,10 +16,14 @@ class Untrained(ValueError):
     """A figure shows a network that nobody has trained here."""
 
 
+def ranges(distortion: str) -> Any:
+    """The settings of conf/data/distortion."""
+    return OmegaConf.to_container(OmegaConf.load(ROOT / f"conf/data/distortion/{distortion}.yaml"))
+
+
 def distorted_mnist(distortion: str) -> Any:
     """MNIST under a distortion with the ranges of conf/data/distortion."""
-    settings = OmegaConf.to_container(OmegaConf.load(ROOT / f"conf/data/distortion/{distortion}.yaml"))
-    return build.data_set({"name": "mnist", "distortion": settings}, ROOT / "data")
+    return build.data_set({"name": "mnist", "distortion": ranges(distortion)}, ROOT / "data")
 
 
 def trained(experiment: str, runs: Path, **data: Any) -> tuple[nn.Module, Any]:

@@ -114,15 +114,19 @@ def build(
     transformers: int = 1,
     pooled: bool = False,
     kernel: str = "bilinear",
+    width: int | None = None,
 ) -> nn.Module:
-    """A network of Table 1 or 4 with as much width as the budget allows, the localisation networks counted in.
+    """A network of Table 1 or 4 whose classifier has `width` units or filters a layer.
+
+    Without a width it has as many as the budget allows, the localisation networks counted in.
 
     With a localisation, `transformers` spatial transformers stand before the classifier in parallel, whose output is
     averaged by 2 where the canvas is larger than a digit (RTS, TC; A.4).  Without one it is the plain classifier, which
     sees the whole canvas, or with `pooled` what an ST network is without its transformer: that pool, then the
     classifier.
 
-    Raises ValueError on a localisation without a transform or with `pooled`, and on a budget that is too small.
+    Raises ValueError on a localisation without a transform or with `pooled`, on a budget that is too small and on a
+    width that is no whole number of units.
     """
     in_shape = tuple(in_shape)
     if localisation is not None and transform is None:
@@ -131,6 +135,8 @@ def build(
         raise ValueError("model.pooled=true is for a classifier alone: A.4 pools after every transformer anyway")
     if transformers < 1:
         raise ValueError(f"model.transformers={transformers} has to be 1 or more")
+    if width is not None and (not isinstance(width, int) or isinstance(width, bool) or width < 1):
+        raise ValueError(f"model.width={width!r} has to be a whole number, 1 or more, or null")
     pool, (channels, *sides) = pool_of(in_shape)
 
     def plain(width: int) -> nn.Module:
@@ -148,6 +154,6 @@ def build(
         seen = (transformers * channels, *sides)
         return StClassifier(some[0] if transformers == 1 else Parallel(some), pool, classifier(seen, width, classes))
 
-    network = whole(solve_width(whole, budget))
+    network = whole(solve_width(whole, budget) if width is None else width)
     network.register_forward_pre_hook(partial(_check_shape, in_shape))
     return network

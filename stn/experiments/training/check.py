@@ -20,7 +20,7 @@ def check(config: Mapping[str, Any]) -> None:
             raise ValueError(f"{key}={value!r} has to be a whole number, {least} or more")
     if config["seed"] >= 2**32:
         raise ValueError(f"seed={config['seed']} has to be below 2^32, which is what NumPy takes")
-    for key in ("progress", "smoke", "capture"):
+    for key in ("progress", "smoke", "capture", "deterministic"):
         if not isinstance(config[key], bool):
             raise ValueError(f"{key}={config[key]!r} has to be true or false")
     for key, where in {"runs_dir": config["runs_dir"], "data.root": config["data"].get("root")}.items():

@@ -18,7 +18,7 @@ from torch import Generator, Tensor, nn
 from torch.utils.data import DataLoader
 
 from stn.experiments.training.capture import Captured
-from stn.experiments.training.schedule import Schedule
+from stn.experiments.training.schedule import Schedule, takes_rate_from_device
 from stn.experiments.training.step import Objective, step
 
 
@@ -53,6 +53,11 @@ class Diverged(ArithmeticError):
         return f"the loss became {self.args[1]} at step {self.step}: lower optimizer.lr or schedule.localisation_lr"
 
 
+def on_gpu(device: torch.device) -> bool:
+    """Whether a device can replay a captured step."""
+    return device.type == "cuda"
+
+
 def block_seed(seed: int, block: int) -> int:
     """All randomness of one block, from (seed, block) alone, so that a resumed run draws what the first would have."""
     digest = hashlib.sha256(f"{seed},{block}".encode()).digest()
@@ -84,7 +89,8 @@ class Training(pl.LightningModule):
     Lightning's epoch e is the block of steps [e block_steps, (e + 1) block_steps).  With several processes each draws
     the whole batch and takes its share; a share is worked on in `accumulate` parts, whose gradients are averaged.
     `precision` is fp32, or bf16 for the network under autocast.  On a GPU a step is captured as a CUDA graph where its
-    batches are drawn on the device and one process trains, unless `capture` is false.
+    batches are drawn on the device, one process trains and the optimiser takes its rate from a tensor, unless `capture`
+    is false.
     """
 
     def __init__(
@@ -130,8 +136,8 @@ class Training(pl.LightningModule):
 
     def on_train_start(self) -> None:
         # also after a resume: Lightning moves an optimiser's state to the GPU, but not its rates
-        for optimizer in self.trainer.optimizers if self.device.type == "cuda" else ():
-            for group in optimizer.param_groups:
+        for optimizer in self.trainer.optimizers if on_gpu(self.device) else ():
+            for group in optimizer.param_groups if takes_rate_from_device(optimizer) else ():
                 group["lr"] = torch.tensor(float(group["lr"]), device=self.device)
 
     def train_dataloader(self) -> DataLoader:
@@ -148,11 +154,17 @@ class Training(pl.LightningModule):
 
         return lambda: step(self, self.objective, draw, generator, optimizers, bounds, self.accumulate, share, exchange)
 
+    @property
+    def replays(self) -> bool:
+        """Whether a step is captured: on a GPU, with everything that it needs on it, and with no other process."""
+        alone = self.trainer.world_size == 1 and all(map(takes_rate_from_device, self.trainer.optimizers))
+        return self.capture and alone and self.data.on_device and on_gpu(self.device)
+
     def steps_of(self, block: int) -> Callable[[], dict[str, Tensor]]:
         """What takes a step of a block; on a GPU one graph serves all blocks."""
         seed = block_seed(self.seed, block)
         torch.manual_seed(seed + self.global_rank)  # of dropout, which takes no generator
-        if not (self.capture and self.data.on_device and self.device.type == "cuda" and self.trainer.world_size == 1):
+        if not self.replays:
             return self.taker(Generator(self.device).manual_seed(seed))
         if self.captured is None:
             generator = Generator(self.device)

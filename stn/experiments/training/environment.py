@@ -3,13 +3,16 @@
 import os
 import platform
 import subprocess
+from contextlib import suppress
 from functools import cache
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+
+from stn.experiments.command import ROOT
 
 PACKAGES = ("torch", "torchvision", "pytorch-lightning", "hydra-core", "wandb", "numpy")
 
@@ -25,7 +28,25 @@ def pick_device(name: str) -> torch.device:
         raise ValueError(f"unknown device={name!r}: choose auto, cpu or cuda")
     if name == "cuda" and not torch.cuda.is_available():
         raise ValueError("device=cuda, but PyTorch sees no CUDA device here: choose cpu or auto")
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+    if name == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", torch.cuda.current_device())
+
+
+def place(job: int) -> None:
+    """Give job number `job` of a sweep a card of its own as far as they go: the next one, and round again.
+
+    A launcher that hands each job its card (Ray, SLURM) shows it one alone, so that this changes nothing there.
+    """
+    if count := torch.cuda.device_count():
+        torch.cuda.set_device(job % count)
+
+
+def set_deterministic(on: bool) -> None:
+    """Let PyTorch use deterministic algorithms alone, and raise RuntimeError where it has none."""
+    if on:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it is first used
+    torch.use_deterministic_algorithms(on)
 
 
 @cache
@@ -57,15 +78,30 @@ def describe(device: torch.device) -> dict[str, Any]:
     """`versions`, `device`, `threads`, `commit` and `dirty` of a record."""
     cpu = _cpuinfo("model name") or platform.processor() or platform.machine()
     return {
-        "versions": {package: version(package) for package in PACKAGES} | {"python": platform.python_version()},
+        "versions": versions(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu,
         "threads": torch.get_num_threads(),
         **git_state(),
     }
 
 
+def versions() -> dict[str, str]:
+    """Of Python and of those of PACKAGES that are installed: a machine that trains without W&B need not have it."""
+    found = {}
+    for package in PACKAGES:
+        with suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found | {"python": platform.python_version()}
+
+
 def git_state() -> dict[str, Any]:
-    """The commit that this code is at and whether it was changed since; None where it is no checkout."""
+    """The commit that this code is at and whether it was changed since; None where it is no checkout.
+
+    A bundle (scripts/bundle.py) is none, but carries both in the file .commit.
+    """
+    if (carried := ROOT / ".commit").is_file():
+        commit, _, changed = carried.read_text().strip().partition(" ")
+        return {"commit": commit, "dirty": bool(changed)}
 
     def git(*words: str) -> str | None:
         try:

@@ -56,14 +56,16 @@ def plan(config: dict[str, Any], overrides: list[str]) -> Job:
     schedule_of(config)
     groups = identity.asked(config)
     revisions = build.revisions(groups)
-    precision = None if config["precision"] == "auto" else config["precision"]
+    also: dict[str, Any] = {} if config["precision"] == "auto" else {"precision": config["precision"]}
+    if config["smoke"]:
+        also["smoke"] = True
     name = (config["experiment_name"], config["schedule_name"], config["seed"], groups)
-    digits = identity.of(*name, revisions, precision)
+    digits = identity.of(*name, revisions, **also)
     words = [word for word in overrides if word.lstrip("+").split("=")[0] not in PRIVATE]
     return Job(config, words, groups, revisions, identity.run_name(*name, digits))
 
 
-def run(config: dict[str, Any], overrides: list[str], wait_s: float = 0) -> records.Record:
+def run(config: dict[str, Any], overrides: list[str], wait_s: int | float = 0) -> records.Record:
     """Train, test and record what a resolved config says, or go on with it, or return its record if it is finished.
 
     Waits `wait_s` seconds for another process that is at this run.
@@ -78,7 +80,7 @@ def run(config: dict[str, Any], overrides: list[str], wait_s: float = 0) -> reco
 
 
 @contextmanager
-def locked(folder: Path, wait_s: float) -> Iterator[None]:
+def locked(folder: Path, wait_s: int | float) -> Iterator[None]:
     """Hold the lock of a run's folder, which is made where it is not there.  Raises ValueError where that fails."""
     lock = FileLock(folder / "lock")
     try:
@@ -145,6 +147,7 @@ def train(job: Job) -> records.Record:
     if job.config["threads"] is not None:
         torch.set_num_threads(job.config["threads"])
     device = environment.pick_device(job.config["device"])
+    environment.set_deterministic(job.config["deterministic"])
     module = build_training(job.config)
     record = describe(job, module, device)
     first = environment.rank() == 0
@@ -167,6 +170,12 @@ def train(job: Job) -> records.Record:
     except Diverged as error:
         record |= {"status": "failed", "failure": str(error), "failed_step": error.step}
         raise
+    except RuntimeError as error:
+        if not (job.config["deterministic"] and "deterministic" in str(error)):
+            raise
+        raise ValueError(
+            f"deterministic=true cannot be kept here: {str(error).split('.')[0]}; leave it out, or choose device=cpu"
+        ) from None
     finally:
         if first and record["status"] != "unfinished":
             keep(job, module, record)
@@ -179,7 +188,7 @@ def trainer(job: Job, device: torch.device, devices: int = 1, **more: Any) -> pl
     """Lightning's trainer without what this code does itself."""
     return pl.Trainer(
         accelerator="gpu" if device.type == "cuda" else "cpu",
-        devices=devices,
+        devices=[device.index] if device.type == "cuda" and devices == 1 else devices,
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,

@@ -25,6 +25,14 @@ def parameters(network: nn.Module) -> tuple[list[nn.Parameter], list[nn.Paramete
     return [p for p in trainable if p in localisation], [p for p in trainable if p not in localisation]
 
 
+def takes_rate_from_device(optimizer: Optimizer) -> bool:
+    """Whether its step reads the rate from a tensor without handing it to the host, as a captured step has to.
+
+    SGD, Adam and AdamW do so fused; Muon and the loops over tensors make it a number first.
+    """
+    return bool(optimizer.defaults.get("fused") or optimizer.defaults.get("capturable"))
+
+
 def _class(config: Mapping[str, Any], key: str, base: type) -> tuple[type, dict[str, Any]]:
     """The class of PyTorch's that `_target_` names, and its arguments."""
     settings = {name: value for name, value in config.items() if name != "_target_"}
@@ -105,7 +113,7 @@ class Schedule:
         asked = inspect.signature(kind).parameters
         if "fused" in asked:
             settings.setdefault("fused", True)
-        if "capturable" in asked and any(p.device.type == "cuda" for p in rest):
+        if "capturable" in asked and any(p.device.type == "cuda" for p in (*rest, *localisation)):
             settings.setdefault("capturable", True)  # the count of steps lives on the device, so that a graph counts on
         groups = [
             {"params": [p for p in some if fits(p)], "lr": settings["lr"] * factor}
@@ -113,7 +121,7 @@ class Schedule:
         ]
         try:
             return kind([group for group in groups if group["params"]], **settings)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, RuntimeError) as error:
             raise ValueError(f"{key}: {kind.__name__} refuses its arguments: {error}") from None
 
     def schedulers(self, optimizers: list[Optimizer]) -> list[LRScheduler]:

@@ -1,0 +1,270 @@
+"""All that a GPU is wanted for, in slices: each call works for --minutes, and goes on where the last one stood.
+
+First the GPU's tests, then `bench`, then runs: Tables 1 and 4 under the paper's schedule, a whole seed before the
+next, the cheapest cell first; then the other tables whose data are there, each under its default schedule.  Several
+runs share a card as processes; each card has --jobs of them.  What is done is read from the records in runs/, so a kill
+costs the seconds since the last checkpoints.  After every run all records, curves and checkpoints are packed into
+--home, one file to bring home (scripts/bundle.py merges it); what tests and bench print is in runs/campaign/.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import IO, Any
+
+import yaml
+from bundle import pack
+
+from stn.experiments.command import ROOT, run
+from stn.experiments.results import records, tables
+
+PAPER = ("table1", "table4")
+DEFAULT: dict[str, tuple[str | None, list[str], str]] = {  # table: its schedule (None: each row's own), words of every
+    # cell, and the folder of data that it needs
+    "pooled": ("fast", [], "mnist"),
+    "projection": ("fast", [], "mnist"),
+    "uses": ("fast", [], "mnist"),
+    "table5": (None, [], "mnist"),
+    "3d": ("fast_3d", [], "mnist"),
+    "table2": ("svhn_small", ["data=svhn_rendered"], "svhn_rendered"),
+    "table3": ("cub_small", ["data=synthetic_birds"], "synthetic_birds"),
+}
+TRIES = 3  # of a run that ends without a record
+START_S, END_S = 30, 12  # the least time worth a start, and what is kept for packing
+PACK_EVERY_S = 15
+QUIET = ["logger=none", "progress=false", "threads=1", "pictures=0", "checkpoint_every_s=10"]
+STEPS = {
+    "tests": ["-m", "pytest", "-m", "gpu", "-rs", "tests/gpu"],
+    "bench": ["scripts/bench.py", "h", "i", "j"],
+}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run: the words of its command that say what is computed, and its steps."""
+
+    words: tuple[str, ...]
+    steps: int
+
+    def is_that_of(self, record: records.Record) -> bool:
+        return set(self.words) <= set(record["overrides"])
+
+    @property
+    def name(self) -> str:
+        return " ".join(self.words)
+
+
+def of_table(name: str, schedule: str | None, seed: int, words: list[str], pace: Any, shorter: list[str]) -> list[Cell]:
+    """The cells of a table for one seed, the cheapest first; `shorter` are further words, for a try."""
+    sweep = yaml.safe_load((ROOT / "conf/table" / f"{name}.yaml").read_text())["hydra"]["sweeper"]["params"]
+    steps = tables.schedule(ROOT / "conf", schedule)["schedule"]["steps"] if schedule else 1  # it only orders them
+    words = [*words, *([f"schedule={schedule}"] if schedule else [])]
+    given = {word.split("=")[0] for word in words}
+    keys = [key for key in sweep if key not in given]
+    chosen = product(*([f"{key}={value}" for value in sweep[key].split(",")] for key in keys))
+    cells = [Cell((*row, *words, f"seed={seed}", *shorter), steps) for row in chosen]
+    return sorted(cells, key=lambda cell: pace(cell) * cell.steps)
+
+
+def plan(options: argparse.Namespace) -> tuple[list[Cell], list[str]]:
+    """Every run in its order, and a line for each table whose data are not there."""
+    known = records.read_kept(ROOT / "results")
+    mean = sum(r["seconds"] / r["steps"] for r in known) / max(1, len(known))
+
+    def pace(cell: Cell) -> float:
+        return tables.seconds_per_step(known, list(cell.words)) or mean
+
+    cells: dict[Cell, None] = {}
+    left_out = []
+    wanted = options.tables or [*PAPER, *DEFAULT]
+    if unknown := sorted(set(wanted) - {*PAPER, *DEFAULT}):
+        raise ValueError(f"unknown table {unknown[0]!r}: choose among {', '.join((*PAPER, *DEFAULT))}")
+    for seed in range(options.seeds):
+        some = [c for name in PAPER if name in wanted
+                for c in of_table(name, options.schedule or "paper", seed, [], pace, options.words)]  # fmt: skip
+        cells |= dict.fromkeys(sorted(some, key=lambda cell: pace(cell) * cell.steps))
+    for name, (schedule, words, data) in DEFAULT.items():
+        if name not in wanted:
+            continue
+        if not (ROOT / "data" / data).is_dir():
+            left_out.append(f"{name} is left out: there is no data/{data}")
+            continue
+        for seed in range(options.seeds):
+            cells |= dict.fromkeys(of_table(name, options.schedule or schedule, seed, words, pace, options.words))
+    return list(cells), left_out
+
+
+class Slice:
+    """One call: what is done, what runs, and until when."""
+
+    def __init__(self, options: argparse.Namespace):
+        self.options = options
+        self.end = time.monotonic() + 60 * options.minutes - END_S
+        self.logs = options.runs / "campaign"
+        self.logs.mkdir(parents=True, exist_ok=True)
+        self.file = self.logs / "state.json"
+        self.state: dict[str, Any] = json.loads(self.file.read_text()) if self.file.exists() else {}
+        self.running: dict[int, tuple[Cell, subprocess.Popen, IO]] = {}  # by slot
+        self.packed = 0.0
+
+    def left(self) -> float:
+        return self.end - time.monotonic()
+
+    def note(self, key: str, value: Any) -> None:
+        self.state[key] = value
+        scratch = self.file.with_suffix(".tmp")
+        scratch.write_text(json.dumps(self.state, indent=1, sort_keys=True))
+        os.replace(scratch, self.file)
+
+    def pack(self, now: bool = False) -> None:
+        if now or time.monotonic() - self.packed > PACK_EVERY_S:
+            pack(self.options.runs, self.options.home)
+            self.packed = time.monotonic()
+
+    def once(self, step: str) -> None:
+        """Run the tests or the bench, whole, unless they have been; their output is kept either way."""
+        if step in self.state or self.left() < START_S:
+            return
+        print(f"{step}: {' '.join(STEPS[step])}", flush=True)
+        with open(self.logs / f"{step}.txt", "w") as out:
+            try:
+                done = subprocess.run([sys.executable, *STEPS[step]], cwd=ROOT, stdout=out, stderr=subprocess.STDOUT,
+                                      timeout=self.left())  # fmt: skip
+                self.note(step, f"exit status {done.returncode}")
+            except subprocess.TimeoutExpired:  # a fresh slice has all of its time for it; twice is once too often
+                again = f"{step}_cut_off"
+                self.note(step if again in self.state else again, "ran out of time")
+        last = (self.logs / f"{step}.txt").read_text().strip().splitlines()[-1:]
+        print(
+            f"{step}: {self.state.get(step, 'ran out of time: again in the next slice')}; {' '.join(last)}", flush=True
+        )
+        self.pack(now=True)
+
+    def runs(self, cells: list[Cell]) -> None:
+        """Keep every slot busy until all is done or time is up."""
+        own = records.read_runs(self.options.runs, smoke=True)
+        waiting = [c for c in cells if not any(c.is_that_of(r) for r in own) and self.state.get(c.name, 0) < TRIES]
+        print(f"{len(cells) - len(waiting)} of {len(cells)} runs are done or given up; {self.options.jobs} at once on "
+              f"each of {max(1, cards())} devices", flush=True)  # fmt: skip
+        # those that have begun go on first
+        begun = [records.read(path) for path in self.options.runs.glob("*/unfinished.json")]
+        waiting.sort(key=lambda cell: not any(cell.is_that_of(record) for record in begun))
+        slots = range(self.options.jobs * max(1, cards()))
+        try:
+            while (waiting or self.running) and self.left() > 0:
+                for slot in slots:
+                    if slot in self.running:
+                        self.reap(slot)
+                    if slot not in self.running and waiting and self.left() > min(START_S, 30 * self.options.minutes):
+                        self.start(slot, waiting.pop(0))
+                time.sleep(0.2)
+        finally:
+            for _, process, _ in self.running.values():  # they go on from their checkpoints
+                process.kill()
+            for cell, process, said in self.running.values():
+                process.wait()
+                said.close()
+                print(f"goes on in the next slice: {cell.name}", flush=True)
+            self.pack(now=True)
+
+    def start(self, slot: int, cell: Cell) -> None:
+        words = [sys.executable, "run.py", *cell.words, *QUIET, f"runs_dir={self.options.runs}"]
+        card = {"CUDA_VISIBLE_DEVICES": visible(slot % cards())} if cards() else {}
+        said = tempfile.TemporaryFile("w+")  # noqa: SIM115  # closed when the run has ended
+        environment = os.environ | card | {"OMP_NUM_THREADS": "1"}
+        process = subprocess.Popen(words, cwd=ROOT, env=environment, stdout=said, stderr=subprocess.STDOUT)
+        self.running[slot] = cell, process, said
+
+    def reap(self, slot: int) -> None:
+        cell, process, said = self.running[slot]
+        if process.poll() is None:
+            return
+        del self.running[slot]
+        with said:
+            said.seek(0)
+            last = " ".join(said.read().strip().splitlines()[-1:])
+        print(f"[{process.returncode}] {cell.name}: {last}", flush=True)
+        if process.returncode and "another process" not in last:  # one that outlived a killed campaign
+            self.note(cell.name, self.state.get(cell.name, 0) + 1)
+        self.pack()
+
+
+def cards() -> int:
+    """How many GPUs there are for this command."""
+    import torch
+
+    return torch.cuda.device_count()
+
+
+def visible(card: int) -> str:
+    """What CUDA_VISIBLE_DEVICES has to be for a process that is to see this card alone."""
+    mine = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return mine.split(",")[card] if mine else str(card)
+
+
+@contextmanager
+def shared_card(wanted: bool) -> Iterator[None]:
+    """NVIDIA's server (MPS) through which kernels of several processes run side by side, not in turns."""
+    command = shutil.which("nvidia-cuda-mps-control")
+    if not (wanted and command and cards()):
+        if wanted:
+            print("no MPS here: the runs of a card take turns", flush=True)
+        yield
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ |= {"CUDA_MPS_PIPE_DIRECTORY": folder, "CUDA_MPS_LOG_DIRECTORY": folder}
+        subprocess.run([command, "-d"], check=True)
+        try:
+            yield
+        finally:
+            subprocess.run([command], input="quit\n", text=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minutes", type=float, default=9, help="of this slice (default: 9)")
+    parser.add_argument("--jobs", type=int, help="runs at once on a card (default: 6; without a GPU, one per core)")
+    parser.add_argument("--seeds", type=int, default=3, help="how many, from 0 (default: 3)")
+    parser.add_argument("--tables", nargs="+", help="these alone (default: all)")
+    parser.add_argument("--only", nargs="+", choices=[*STEPS, "runs"], help="these steps alone (default: all)")
+    parser.add_argument("--schedule", help="this one for all tables, such as smoke for a try")
+    parser.add_argument("--runs", type=Path, default=ROOT / "runs", help="default: runs")
+    parser.add_argument("--home", type=Path, default=ROOT / "stn-home.tar.gz", help="default: stn-home.tar.gz")
+    parser.add_argument("--mps", action="store_true", help="let kernels of several runs overlap, where NVIDIA's MPS is")
+    parser.add_argument("words", nargs="*", metavar="WORD", help="further words for every run, such as budget=20000")
+    options = parser.parse_args()
+    options.runs = options.runs.resolve()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # its runs are ended and packed first
+    if options.jobs is None:
+        options.jobs = 6 if cards() else os.cpu_count() or 1
+    if not cards():
+        print("PyTorch sees no CUDA device: tests and bench are left out, runs go to the CPU", flush=True)
+    cells, left_out = plan(options)
+    print("\n".join(left_out), flush=True, end="\n" if left_out else "")
+    now = Slice(options)
+    with shared_card(options.mps):
+        for step in STEPS:
+            if cards() and step in (options.only or STEPS):
+                now.once(step)
+        if "runs" in (options.only or ["runs"]):
+            now.runs(cells)
+    done = sum(any(c.is_that_of(r) for r in records.read_runs(options.runs, smoke=True)) for c in cells)
+    given_up = [cell.name for cell in cells if now.state.get(cell.name, 0) >= TRIES]
+    print(f"{done} of {len(cells)} runs are done, {len(given_up)} given up; "
+          f"{options.home} has {options.home.stat().st_size / 1e6:.1f} MB"
+          + ("" if done + len(given_up) >= len(cells) else "; the same command goes on"))  # fmt: skip
+
+
+if __name__ == "__main__":
+    run(main)

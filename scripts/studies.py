@@ -1,0 +1,26 @@
+"""Keep the finished runs of the studies in results/studies, and fill the tables of docs/studies.md from them.
+
+The runs are below runs/studies; a record that is kept already stays as it is.
+"""
+
+import argparse
+from pathlib import Path
+
+from stn.experiments.command import ROOT, run
+from stn.experiments.results import records, studies
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=Path, default=ROOT / "runs/studies", help="default: runs/studies")
+    options = parser.parse_args()
+    kept, page = ROOT / "results/studies", ROOT / "docs/studies.md"
+    kept.mkdir(exist_ok=True)
+    new = records.keep(({k: v for k, v in r.items() if k != "curve"} for r in records.read_runs(options.runs)), kept)
+    print(f"{len(new)} new records in {kept / 'records.jsonl'}")
+    if records.replace(page, studies.into_page(page.read_text(), records.read_kept(kept))):
+        print(f"written: {page.relative_to(ROOT)}")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,161 @@
+"""Studies of what the paper leaves open about data and size: one option each, the same models under all of its values.
+
+Their runs are judged on validation and kept apart from those of the tables, in results/studies/records.jsonl.  A row
+holds runs of one model with one number of steps, so that within a row nothing but the option differs.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import yaml
+
+from stn.experiments.command import ROOT
+from stn.experiments.results.records import Record
+
+Row = tuple[str, str, int | None, int]  # experiment, distortion, width unless that is the option, steps
+ORDER = ("mnist_fcn", "mnist_cnn", "mnist_st_fcn_affine", "mnist_st_fcn_tps", "mnist_st_cnn_affine", "mnist_st_cnn_tps",
+         "addition_fcn", "addition_st_fcn_affine")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Study:
+    """An option of the config: `value_of` a record, the values in their order, and the distortions it is studied on."""
+
+    option: str
+    value_of: Callable[[Record], Any]
+    values: dict[Any, str]  # as they are called in a table
+    distortions: tuple[str, ...]
+
+
+def where(record: Record) -> str:
+    """The distortion of a record, or addition."""
+    data = record["config"]["data"]
+    return "addition" if data["name"] == "addition" else str(data["distortion"]["name"])
+
+
+def _merged(record: Record) -> tuple[str, bool]:
+    distortion = record["config"]["data"]["distortion"]
+    return distortion.get("overlap", "maximum"), distortion.get("blank", True)
+
+
+def _width(record: Record) -> int | str | None:
+    width: int | None = record["config"]["model"].get("width")
+    return width if _merged(record) == ("maximum", True) else "of the study of TC"
+
+
+STUDIES = {
+    "width": Study(
+        "model.width",
+        _width,
+        {None: "400k parameters", 32: "32", 64: "64", 128: "128", 256: "256"},
+        ("r", "rts", "tc", "addition"),
+    ),
+    "p": Study(
+        "data.distortion.corner_std_px",
+        lambda record: record["config"]["data"]["distortion"]["corner_std_px"],
+        {2.0: "2 px", 2.5: "2.5 px", 3.0: "3 px", 3.54: "3.54 px", 4.0: "4 px", 5.0: "5 px"},
+        ("p",),
+    ),
+    "e": Study(
+        "data.distortion.control",
+        lambda record: record["config"]["data"]["distortion"]["control"],
+        {"corners": "corners", "cells": "cells"},
+        ("e",),
+    ),
+    "tc": Study(
+        "data.distortion.overlap",
+        _merged,
+        {("maximum", True): "maximum", ("sum", True): "sum", ("overwrite", True): "overwrite",
+         ("maximum", False): "maximum, no blank crops", ("sum", False): "sum, no blank crops"},
+        ("tc",),
+    ),
+}  # fmt: skip
+
+
+def results(study: str, records: Iterable[Record]) -> dict[Row, dict[Any, Record]]:
+    """The finished runs of a study by row and value."""
+    what, rows = STUDIES[study], dict[Row, dict[Any, Record]]()
+    for record in records:
+        if where(record) not in what.distortions or what.value_of(record) not in what.values:
+            continue
+        width = None if study == "width" else record["config"]["model"].get("width")
+        row = (record["experiment"], where(record), width, record["steps"])
+        rows.setdefault(row, {})[what.value_of(record)] = record
+
+    def place(row: Row) -> tuple[int, ...]:
+        return what.distortions.index(row[1]), ORDER.index(row[0]), row[3], row[2] or 0
+
+    return {row: rows[row] for row in sorted(rows, key=place)}
+
+
+@cache
+def _of_experiment(experiment: str) -> dict[str, Any]:
+    """Its label and the paper's figures."""
+    content: dict[str, Any] = yaml.safe_load((ROOT / f"conf/experiment/{experiment}.yaml").read_text())["row"]
+    return content
+
+
+def named(row: Row, many: bool = False) -> str:
+    """What a row is called; with `many` distortions in the study, which."""
+    experiment, place, width, _ = row
+    parts = [
+        _of_experiment(experiment)["label"],
+        f"{width} wide" if width else "",
+        (place if place == "addition" else place.upper()),
+    ]
+    return ", ".join(part for part in (parts if many else parts[:2]) if part)
+
+
+def paper(row: Row) -> float | None:
+    """Its test error, %."""
+    printed: float | None = _of_experiment(row[0])["paper"].get("rts" if row[1] == "addition" else row[1])
+    return printed
+
+
+def error(record: Record) -> float:
+    return float(record["metrics"]["test/error"])
+
+
+def markdown(study: str, records: Iterable[Record]) -> str:
+    """A study as a table: validation error, %, beside the paper's test error.
+
+    Beside an error stands what a short schedule changes least: on widths the parameters, else how many times the same
+    model's error on R it is, after as many steps, as for the paper's figures.
+    """
+    records = list(records)
+    what, rows = STUDIES[study], results(study, records)
+    on_r = {(row[0], row[3]): error(cells[None]) for row, cells in results("width", records).items()
+            if row[1] == "r" and None in cells}  # fmt: skip
+    used = [value for value in what.values if any(value in cells for cells in rows.values())]
+    lines = [["Model", "Steps", *(what.values[value] for value in used), "Paper"]]
+    lines.append(["---", *["---:"] * (len(lines[0]) - 1)])
+    for row, cells in rows.items():
+        reference = on_r.get((row[0], row[3])) if study != "width" and row[2] is None else None
+        figures = []
+        for record in map(cells.get, used):
+            beside = ""
+            if record is not None:
+                beside = f" ({record['params'] / 1000:.0f}k)" if study == "width" else times(error(record), reference)
+            figures.append("" if record is None else f"{error(record):.2f}{beside}")
+        printed = paper(row)
+        if printed is not None:
+            figures.append(f"{printed}{times(printed, paper((row[0], 'r', None, 0)) if reference else None)}")
+        name = named(row, len(what.distortions) > 1)
+        lines.append([name, f"{row[3]:,}", *figures, *([""] if printed is None else [])])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def times(value: float, reference: float | None) -> str:
+    return f" ({value / reference:.1f} R)" if reference else ""
+
+
+def into_page(page: str, records: list[Record]) -> str:
+    """A Markdown page with every study between its lines `<!-- study <name> -->` and `<!-- /study <name> -->`."""
+    for study in STUDIES:
+        start, end = f"<!-- study {study} -->", f"<!-- /study {study} -->"
+        if start in page and end in page:
+            before, after = page.split(start)[0], page.split(end)[1]
+            page = f"{before}{start}\n\n{markdown(study, records)}\n\n{end}{after}"
+    return page
