@@ -50,6 +50,7 @@ def test_an_export_leaves_no_fake_tensor(transform):
     torch.testing.assert_close(program.module()(u), network(u))
 
 
+@pytest.mark.slow  # half a minute of compiling
 def test_compilers_take_every_transform_as_one_graph():
     # without the checks of jaxtyping's hook, which PyTorch's tracer does not understand
     done = subprocess.run([sys.executable, Path(__file__).with_name("compiled.py")], capture_output=True, text=True)

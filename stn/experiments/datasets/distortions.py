@@ -189,7 +189,8 @@ EXTENT = {"corners": 1.0, "cells": 0.75}  # where the outer control points of E 
 @lru_cache(maxsize=8)
 @torch.inference_mode(False)  # the cache outlives it
 def _stretched_grid(side_px: int, extent: float, dtype: torch.dtype, device: torch.device) -> Float[Tensor, "n 2"]:
-    return regular_grid((side_px,) * 2, dtype, device) / extent
+    grid = regular_grid((side_px,) * 2, dtype, device)
+    return grid if extent == 1 else grid / extent
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,71 @@
+"""The studies of what the paper leaves open: their records, their tables, and the page that reads them."""
+
+import copy
+import re
+
+import pytest
+
+from stn.experiments.command import ROOT
+from stn.experiments.results import records, studies
+
+KEPT = records.read_kept(ROOT / "results/studies")
+PAGE = (ROOT / "docs/studies.md").read_text()
+
+
+def changed(record, steps=None, error=None, **distortion):
+    other = copy.deepcopy(record)
+    other["config"]["data"]["distortion"] |= distortion
+    other["steps"] = steps or other["steps"]
+    other["metrics"]["test/error"] = error or other["metrics"]["test/error"]
+    return other
+
+
+@pytest.fixture
+def of_p():
+    return next(record for record in KEPT if studies.where(record) == "p")
+
+
+def test_every_kept_study_was_judged_on_validation():
+    assert {record["config"]["data"]["test_split"] for record in KEPT} == {"valid"}
+    assert {record["schedule"] for record in KEPT} == {"study"}
+
+
+def test_no_study_is_among_the_records_of_the_tables():
+    assert not {record["id"] for record in records.read_kept(ROOT / "results")} & {record["id"] for record in KEPT}
+
+
+def test_the_page_shows_what_the_records_say():
+    assert studies.into_page(PAGE, KEPT) == PAGE
+
+
+def test_every_error_in_the_prose_is_a_record_s():
+    tables = "\n".join(re.findall(r"^\|.*\|$", PAGE, flags=re.MULTILINE))
+    prose = re.sub(r"^\|.*\|$|```.*?```", "", PAGE, flags=re.MULTILINE | re.DOTALL)
+    others = {"0.35", "1.86"}  # digits of P with little ink, counted; a figure of Table 1
+    assert set(re.findall(r"\d+\.\d\d(?= %)", prose)) - set(re.findall(r"\d+\.\d\d", tables)) <= others
+
+
+def test_the_ratios_of_p_over_e_are_those_of_the_records():
+    steps = {"mnist_fcn": 20_000, "mnist_cnn": 1500, "mnist_st_fcn_tps": 6000}
+    for control in ("cells", "corners"):
+        found = []
+        for experiment, n in steps.items():
+            row = (experiment, "p", None, n), (experiment, "e", None, n)
+            p, e = (studies.results(name, KEPT)[one] for name, one in zip(("p", "e"), row, strict=True))
+            found.append(f"{studies.error(p[3.54]) / studies.error(e[control]):.2f}")
+        assert "{}, {} and {}".format(*found) in " ".join(PAGE.split())
+
+
+def test_every_row_of_a_study_has_one_model_and_one_number_of_steps(of_p):
+    some = [changed(of_p, corner_std_px=2.0, error=1.0), changed(of_p, corner_std_px=5.0, error=2.0),
+            changed(of_p, steps=7, corner_std_px=4.0, error=3.0)]  # fmt: skip
+    by_steps = {row[3]: cells for row, cells in studies.results("p", some).items()}
+    errors = {n: {value: studies.error(record) for value, record in cells.items()} for n, cells in by_steps.items()}
+    assert errors == {of_p["steps"]: {2.0: 1.0, 5.0: 2.0}, 7: {4.0: 3.0}}
+
+
+def test_a_study_is_a_table_beside_the_paper(of_p):
+    some = [changed(of_p, corner_std_px=value, error=value) for value in (2.0, 5.0)]
+    head, _, line = studies.markdown("p", some).splitlines()
+    assert head == "| Model | Steps | 2 px | 5 px | Paper |"
+    assert line.endswith(f"| {of_p['steps']:,} | 2.00 | 5.00 | {studies.paper((of_p['experiment'], 'p', None, 0))} |")
