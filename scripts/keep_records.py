@@ -19,6 +19,8 @@ def main() -> None:
     results = ROOT / "results"
     runs = runs_folder(options.runs)
     own = [record for record in records.read_runs(runs) if record["status"] == "finished"]
+    # what was judged on validation digits is a study's (scripts/studies.py), not a figure of a table
+    own = [record for record in own if record["config"]["data"].get("test_split", "test") == "test"]
     new = records.keep(own, results)
     print(f"{len(new)} new records in {results / 'records.jsonl'}")
     if options.weights:
