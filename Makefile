@@ -1,7 +1,7 @@
 # Every target sets up what it needs: a virtual environment in .venv, the pinned packages, the data in data/.
 # Variables reach the shell as its own, "$$SCHEDULE": no quote in a value can break a recipe.
 PYTHON ?= python3# 3.10 to 3.13
-SCHEDULE ?= fast# smoke | fast | onecycle | onecycle_60k | paper, or any other of conf/schedule
+SCHEDULE ?= fast# smoke | quick | fast | onecycle | paper, or any other of conf/schedule
 SEEDS ?= 0# such as 0,1,2
 LAUNCHER ?= basic# basic | joblib | ray_local | ray_cluster | submitit_local | slurm
 TABLE ?= table1# of status and dashboard
@@ -51,7 +51,7 @@ reproduce-table2: ## Table 2, likewise: SVHN, or rendered numbers (SCHEDULE=svhn
 reproduce-table3: SCHEDULE = cub
 reproduce-table3: ## Table 3, likewise: birds, or synthetic ones (SCHEDULE=cub_small ARGS=data=synthetic_birds)
 
-reproduce-table4: data ## Table 4: MNIST addition, likewise (SCHEDULE=onecycle: FCNs stay on a plateau under fast)
+reproduce-table4: data ## Table 4: MNIST addition, likewise
 
 reproduce-table5: SCHEDULE =
 reproduce-table5: data ## Table 5, likewise: co-localisation, 20 cells of one to two minutes each with a schedule of its own
@@ -59,10 +59,13 @@ reproduce-table5: data ## Table 5, likewise: co-localisation, 20 cells of one to
 reproduce-3d: SCHEDULE = fast_3d
 reproduce-3d: data ## 3D MNIST (A.3, Figure 5), likewise; SCHEDULE is fast_3d unless given
 
+reproduce-uses: SCHEDULE = fast_sgd
 reproduce-uses: data ## theta fed forward, in series, another size, recurrent, on RTS (docs/uses.md)
 
+reproduce-pooled: SCHEDULE = fast_sgd
 reproduce-pooled: data ## the pool after the transformer with and without the transformer, on RTS and TC
 
+reproduce-projection: SCHEDULE = fast_sgd
 reproduce-projection: data ## Table 1's models on PS, where P's corners move along their diagonals
 
 $(TABLES): reproduce-%: $(SETUP)

@@ -1,5 +1,8 @@
 """The `${...:}` of conf/ that are ours."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from omegaconf import OmegaConf
 
 
@@ -10,6 +13,12 @@ def gpus_of_a_job() -> int:
     return int(torch.cuda.is_available())
 
 
+def by(key: str, values: Mapping[str, Any]) -> Any:
+    """The one of `values` that stands at `key`: what differs by classifier, in one line of a schedule."""
+    return values[key]
+
+
 def register() -> None:
     """Make them known; a launcher's worker process, which never ran run.py's first lines, needs them again."""
     OmegaConf.register_new_resolver("gpus_of_a_job", gpus_of_a_job, use_cache=True, replace=True)
+    OmegaConf.register_new_resolver("by", by, replace=True)

@@ -51,7 +51,7 @@ def test_every_experiment_and_schedule_composes_and_is_named(check_keys, experim
     config, choices = compose(*words)
     check_keys(OmegaConf.create(config), choices)
     assert (config["experiment_name"], config["schedule_name"]) == (experiment, schedule.removesuffix("_t"))
-    if "budget" in config["model"]:  # of which fast and smoke have their own
+    if "budget" in config["model"]:
         assert config["model"]["budget"] == config["budget"]
     assert schedule_of(config).steps == config["schedule"]["steps"]
     assert plan(config, words).id.startswith(f"{experiment}-")
@@ -76,7 +76,7 @@ def test_the_paper_s_schedule_is_that_of_a4():
 
 @pytest.mark.parametrize("experiment", ROWS)
 def test_table_1_builds_on_every_distortion_within_the_budget(experiment):
-    config, _ = compose(f"experiment={experiment}", "schedule=paper")
+    config, _ = compose(f"experiment={experiment}", "schedule=paper", "budget=400000")
     for distortion, side_px in CANVAS_PX.items():
         network = build.network(config["model"], (1, side_px, side_px), 10)
         assert 0.96 * 400_000 < num_params(network) <= 400_000, distortion

@@ -13,7 +13,7 @@ from stn.experiments.networks.sizing import num_params, solve_width
 from stn.localisation import convolutional, fully_connected
 from stn.transforms import Transform
 
-BUDGET = 400_000  # conf/config.yaml
+BUDGET = 400_000
 FAMILIES = {
     "FCN": {"classifier": fcn},
     "CNN": {"classifier": cnn},
@@ -58,6 +58,23 @@ def test_a_width_asked_for_is_the_classifier_s_on_every_canvas(side_px):
     assert plain[1].weight.shape == (256, side_px**2)
     assert [layer.out_features for layer in warped.classifier if hasattr(layer, "out_features")] == [256, 256, 10]
     assert build((1, side_px, side_px), 10, BUDGET, cnn, width=32)[0][0].out_channels == 32
+
+
+@pytest.mark.parametrize(
+    ("family", "side_px", "expected"),
+    [
+        ("FCN", 28, (784 + 1) * 256 + 257 * 256 + 257 * 10),
+        ("FCN", 60, (3600 + 1) * 256 + 257 * 256 + 257 * 10),
+        ("CNN", 28, (81 + 1) * 64 + (49 * 64 + 1) * 64 + (64 * 2**2 + 1) * 10),
+        ("CNN", 42, (81 + 1) * 64 + (49 * 64 + 1) * 64 + (64 * 6**2 + 1) * 10),
+    ],
+)
+def test_without_a_budget_it_has_the_stated_256_units_or_64_filters(family, side_px, expected):
+    assert num_params(make(family, side_px, budget=None)) == expected
+    transformed = make(f"ST-{family}", side_px, budget=None)
+    assert [p.shape[0] for p in transformed.classifier.parameters()] == [
+        p.shape[0] for p in make(family, side_px, budget=None).parameters()
+    ]
 
 
 @pytest.mark.parametrize("width", [0, -1, True])

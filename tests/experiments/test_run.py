@@ -27,9 +27,10 @@ SMOKE = ["experiment=mnist_st_fcn_affine", *QUICK]
 LONG = [*SMOKE, "schedule.steps=600", "schedule.block_steps=20", "schedule.batch_size=64", "checkpoint_every_s=0"]
 NAME = r"mnist_st_fcn_affine-r-smoke-seed0-[0-9a-f]{10}"
 RECORD_KEYS = [
-    "version", "id", "experiment", "schedule", "seed", "status", "metrics", "params", "steps", "seconds",
+    "version", "id", "experiment", "schedule", "seed", "status", "metrics", "params", "steps", "seconds", "core_seconds",
     "samples_per_s", "precision", "budget", "smoke", "synthetic", "in_shape", "classes", "config", "revisions",
-    "overrides", "versions", "device", "threads", "commit", "dirty", "data_sha256", "finished_at", "curve",
+    "overrides", "versions", "device", "threads", "commit", "dirty", "data_sha256", "sessions",
+    "finished_at", "curve",
 ]  # fmt: skip
 
 

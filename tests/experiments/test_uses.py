@@ -31,13 +31,13 @@ PAGE = (ROOT / "docs/uses.md").read_text()
 CODE = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
 TABLE = tables.load(ROOT / "conf/table/uses.yaml")
 ROWS = list(TABLE.rows)
-BUDGET = 150_000  # of the schedule fast
+BUDGET = 150_000  # of the schedule fast_sgd
 SMALL = {"in_shape": (1, 42, 42), "classes": 10, "budget": 90_000, "transform": Affine()}
 
 
 def experiment(name, *overrides):
     """The network of an experiment and its schedule, as run.py composes them."""
-    config, _ = compose(f"experiment={name}", "schedule=fast", "data/distortion=rts", *overrides)
+    config, _ = compose(f"experiment={name}", "schedule=fast_sgd", "data/distortion=rts", *overrides)
     return by_name.network(config["model"], (1, 42, 42), 10), schedule_of(config)
 
 
@@ -307,7 +307,7 @@ def test_the_code_of_the_page_does_what_it_says(code):
 def test_the_page_s_table_is_that_of_the_records():
     assert tables.into_page(PAGE, TABLE, kept()) == PAGE
     assert "| % error | RTS |" in PAGE
-    assert all(cell.values for cell in tables.cells(TABLE, kept(), "fast", BUDGET))
+    assert all(cell.values for cell in tables.cells(TABLE, kept(), "fast_sgd", BUDGET))
     pictures = re.findall(r"!\[[^]]*\]\(([^)]+)\)", PAGE)
     assert pictures
     assert all((ROOT / "docs" / picture).is_file() for picture in pictures)

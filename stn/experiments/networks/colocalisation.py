@@ -35,7 +35,7 @@ class WithinImage(Regression):
 
 
 def build(
-    in_shape: tuple[int, ...], classes: int, budget: int, stride: int, start: float, scale_rate: float
+    in_shape: tuple[int, ...], classes: int, budget: int | None, stride: int, start: float, scale_rate: float
 ) -> SpatialTransformer:
     """u (B, 1, 84, 84) -> V (B, 1, 28, 28); f_loc is conv 9x9/8 of `stride` - max 2 - FC 8 - FC 8 - (s, t_x, t_y).
 
@@ -55,7 +55,7 @@ def build(
     hidden = nn.Sequential(first, nn.ReLU(), second, nn.ReLU(), nn.BatchNorm1d(8, affine=False))
     localisation = nn.Sequential(features, hidden, WithinImage(8, start, scale_rate))
     network = SpatialTransformer(localisation, Attention(), (DIGIT_PX, DIGIT_PX))
-    if num_params(network) > budget:
+    if budget is not None and num_params(network) > budget:
         raise ValueError(
             f"budget={budget} is too small: with model.stride={stride} it has {num_params(network)} parameters"
         )

@@ -1,4 +1,4 @@
-"""The classifiers of A.4 and A.1 for MNIST, with and without spatial transformers, sized by a parameter budget."""
+"""The classifiers of A.4 and A.1 for MNIST, with and without spatial transformers, as wide as stated or as a budget allows."""
 
 from collections import OrderedDict
 from collections.abc import Callable
@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from stn.experiments.networks.sizing import solve_width
+from stn.experiments.networks.sizing import sized
 from stn.localisation import num_features
 from stn.transformer import SpatialTransformer
 from stn.transforms import Transform
@@ -18,6 +18,7 @@ REVISION = 1  # raise it when a change alters what is computed
 Shape = tuple[int, ...]
 Classifier = Callable[[Shape, int, int], nn.Module]  # of the shape that it sees, its width, the number of classes
 Localisation = Callable[[Shape, Transform], nn.Module]
+UNITS, FILTERS = 256, 64  # of a hidden layer of the FCN, of a convolution of the CNN; the most that is stated
 
 
 def fcn(in_shape: Shape, width: int, classes: int) -> nn.Sequential:
@@ -68,6 +69,9 @@ def cnn(in_shape: Shape, width: int, classes: int) -> nn.Sequential:
     return nn.Sequential(features, nn.Linear(num_features(features, in_shape), classes))
 
 
+WIDTHS: dict[Classifier, int] = {fcn: UNITS, cnn: FILTERS}
+
+
 class Parallel(nn.ModuleList):
     """Spatial transformers side by side (A.1): each sees and warps all of u, their outputs are concatenated."""
 
@@ -107,7 +111,7 @@ def _check_shape(in_shape: Shape, network: nn.Module, inputs: tuple[Tensor, ...]
 def build(
     in_shape: Shape,
     classes: int,
-    budget: int,
+    budget: int | None,
     classifier: Classifier,
     localisation: Localisation | None = None,
     transform: Transform | None = None,
@@ -118,7 +122,8 @@ def build(
 ) -> nn.Module:
     """A network of Table 1 or 4 whose classifier has `width` units or filters a layer.
 
-    Without a width it has as many as the budget allows, the localisation networks counted in.
+    Without a width it has as many as the budget allows, the localisation networks counted in; without a budget either,
+    as many as stated (`WIDTHS`).
 
     With a localisation, `transformers` spatial transformers stand before the classifier in parallel, whose output is
     averaged by 2 where the canvas is larger than a digit (RTS, TC; A.4).  Without one it is the plain classifier, which
@@ -154,6 +159,6 @@ def build(
         seen = (transformers * channels, *sides)
         return StClassifier(some[0] if transformers == 1 else Parallel(some), pool, classifier(seen, width, classes))
 
-    network = whole(solve_width(whole, budget) if width is None else width)
+    network = whole(width) if width is not None else sized(whole, WIDTHS[classifier], budget)
     network.register_forward_pre_hook(partial(_check_shape, in_shape))
     return network

@@ -1,4 +1,4 @@
-"""How wide a network may be: its trainable parameters counted, and the width solved for a budget of them."""
+"""How wide a network is: as stated, or as a budget of trainable parameters allows."""
 
 from collections.abc import Callable
 
@@ -9,6 +9,11 @@ from torch import nn
 def num_params(network: nn.Module) -> int:
     """Trainable parameters."""
     return sum(p.numel() for p in network.parameters() if p.requires_grad)
+
+
+def sized(build: Callable[[int], nn.Module], width: int, budget: int | None) -> nn.Module:
+    """`build(width)`, or with a budget the widest that it allows."""
+    return build(width if budget is None else solve_width(build, budget))
 
 
 def solve_width(build: Callable[[int], nn.Module], budget: int) -> int:

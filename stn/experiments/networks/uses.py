@@ -1,6 +1,6 @@
 """What else a transformer can do (Sect. 3.4, 5), as networks: theta fed forward, series, output size, recurrence.
 
-Each is composed of the parts of Table 1's networks and spends their budget; docs/uses.md shows each in a few lines.
+Each is composed of the parts of Table 1's networks and is as wide as they are; docs/uses.md shows each in a few lines.
 """
 
 from collections import OrderedDict
@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from stn.experiments.networks.mnist import Shape, StClassifier, cnn, fcn, pool_of
-from stn.experiments.networks.sizing import solve_width
+from stn.experiments.networks.mnist import FILTERS, UNITS, Shape, StClassifier, cnn, fcn, pool_of
+from stn.experiments.networks.sizing import sized
 from stn.localisation import convolutional, fully_connected, num_features
 from stn.transformer import SpatialTransformer
 from stn.transforms import Affine, Transform
@@ -63,7 +63,7 @@ class Recurrent(nn.Module):
         return v
 
 
-def theta_fed_forward(in_shape: Shape, classes: int, budget: int, transform: Transform) -> nn.Module:
+def theta_fed_forward(in_shape: Shape, classes: int, budget: int | None, transform: Transform) -> nn.Module:
     """ST-CNN whose last layer gets theta beside the features of V."""
     pool, seen = pool_of(in_shape)
 
@@ -72,10 +72,10 @@ def theta_fed_forward(in_shape: Shape, classes: int, budget: int, transform: Tra
         features = cnn(seen, width, classes)[0]
         return ThetaFedForward(transformer, pool, features, num_features(features, seen), classes)
 
-    return whole(solve_width(whole, budget))
+    return sized(whole, FILTERS, budget)
 
 
-def series(in_shape: Shape, classes: int, budget: int, transform: Transform) -> nn.Module:
+def series(in_shape: Shape, classes: int, budget: int | None, transform: Transform) -> nn.Module:
     """ST-CNN with a second transformer, on the feature maps before the second convolution.
 
     Its localisation network is that of SVHN's Multi: two layers of 32.
@@ -98,10 +98,10 @@ def series(in_shape: Shape, classes: int, budget: int, transform: Transform) -> 
             )
         )
 
-    return whole(solve_width(whole, budget))
+    return sized(whole, FILTERS, budget)
 
 
-def resized(in_shape: Shape, classes: int, budget: int, transform: Transform, out_px: int, pool: int) -> nn.Module:
+def resized(in_shape: Shape, classes: int, budget: int | None, transform: Transform, out_px: int, pool: int) -> nn.Module:
     """ST-FCN whose classifier sees out_px x out_px pixels, each the mean of pool x pool sampled points.
 
     With pool = 1 they are sampled directly, which aliases where a step of the grid is longer than the two pixels of U
@@ -115,10 +115,10 @@ def resized(in_shape: Shape, classes: int, budget: int, transform: Transform, ou
         transformer = SpatialTransformer(fully_connected(in_shape, transform), transform, size)
         return StClassifier(transformer, pool, fcn((in_shape[0], out_px, out_px), width, classes))
 
-    return whole(solve_width(whole, budget))
+    return sized(whole, UNITS, budget)
 
 
-def recurrent(in_shape: Shape, classes: int, budget: int, transform: Transform, times: int) -> nn.Module:
+def recurrent(in_shape: Shape, classes: int, budget: int | None, transform: Transform, times: int) -> nn.Module:
     """ST-FCN whose one localisation network looks `times` times (`Recurrent`)."""
     pool, seen = pool_of(in_shape)
 
@@ -126,4 +126,4 @@ def recurrent(in_shape: Shape, classes: int, budget: int, transform: Transform, 
         transformer = SpatialTransformer(fully_connected(in_shape, transform), transform)
         return StClassifier(Recurrent(transformer, times), pool, fcn(seen, width, classes))
 
-    return whole(solve_width(whole, budget))
+    return sized(whole, UNITS, budget)

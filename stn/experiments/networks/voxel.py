@@ -5,8 +5,8 @@ from collections import OrderedDict
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from stn.experiments.networks.mnist import Localisation, Shape, cnn
-from stn.experiments.networks.sizing import solve_width
+from stn.experiments.networks.mnist import FILTERS, Localisation, Shape, cnn
+from stn.experiments.networks.sizing import sized
 from stn.localisation import Regression, num_features
 from stn.transformer import SpatialTransformer
 from stn.transforms import Transform
@@ -67,13 +67,13 @@ class Projection(nn.Module):
 def build(
     in_shape: Shape,
     classes: int,
-    budget: int,
+    budget: int | None,
     localisation: Localisation | None = None,
     transform: Transform | None = None,
     out_px: int | None = None,
     kernel: str = "bilinear",
 ) -> nn.Module:
-    """[a 3D spatial transformer with an output of out_px^3 -] projection - A.4's CNN, as wide as the budget allows.
+    """[a 3D spatial transformer with an output of out_px^3 -] projection - A.4's CNN, as wide as A.4's or as the budget allows.
 
     Half of the input's side is a good `out_px`: at the identity each output voxel is then the mean of 2^3 input voxels
     exactly (its centre is their common corner), so nothing aliases, and zoomed in by 2 it is the input's resolution.
@@ -83,7 +83,7 @@ def build(
         def plain(width: int) -> nn.Module:
             return nn.Sequential(Projection(), cnn((in_shape[0], *in_shape[2:]), width, classes))
 
-        return plain(solve_width(plain, budget))
+        return sized(plain, FILTERS, budget)
     if transform is None:
         raise ValueError("model.transform is missing: a localisation network needs one to predict")
     size = in_shape[1:] if out_px is None else (out_px,) * 3
@@ -94,4 +94,4 @@ def build(
         parts["classifier"] = cnn((in_shape[0], *size[1:]), width, classes)
         return nn.Sequential(OrderedDict(parts))
 
-    return whole(solve_width(whole, budget))
+    return sized(whole, FILTERS, budget)

@@ -97,6 +97,8 @@ OPTIONAL: dict[str, Check] = {
     "failed_step": _whole(),
     "step": _whole(),
     "samples_per_s": _or_null(_number),
+    "core_seconds": lambda value: _number(value) and value >= 0,
+    "sessions": _every(_mapping),
     "finished_at": _text,
     "old_id": _text,
     "curve": _every(_entry),

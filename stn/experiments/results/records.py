@@ -35,8 +35,9 @@ RESTORE = "`git checkout` the file to restore it"
 DIGITS = 4  # significant ones of a kept curve's values
 ENVIRONMENT = ("versions", "device")  # keys of a record that stand in environments.json
 LINE = ("version", "id", "experiment", "schedule", "seed", "status", "metrics", "params", "steps", "seconds",
-        "samples_per_s", "precision", "budget", "smoke", "synthetic", "in_shape", "classes", "config", "revisions",
-        "overrides", "environment", "data", "threads", "commit", "dirty", "finished_at", "old_id")  # fmt: skip
+        "core_seconds", "samples_per_s", "precision", "budget", "smoke", "synthetic", "in_shape", "classes", "config", "revisions",
+        "overrides", "environment", "data", "threads", "commit", "dirty", "sessions",
+        "finished_at", "old_id")  # fmt: skip
 
 
 def read(path: Path) -> Record:

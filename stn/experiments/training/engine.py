@@ -6,7 +6,6 @@ of `schedule.block_steps` steps in a plain loop, with data that is made on the d
 """
 
 import hashlib
-import time
 from collections.abc import Callable, Iterable
 from typing import Any, Protocol, runtime_checkable
 
@@ -18,6 +17,7 @@ from torch import Generator, Tensor, nn
 from torch.utils.data import DataLoader
 
 from stn.experiments.training.capture import Captured
+from stn.experiments.training.clock import Clock
 from stn.experiments.training.schedule import Schedule, takes_rate_from_device
 from stn.experiments.training.step import Objective, step
 
@@ -119,7 +119,10 @@ class Training(pl.LightningModule):
         self.capture = capture
         self.captured: Captured | None = None
         self.curve: list[dict[str, float]] = []  # one entry per block, part of the checkpoint and of the record
-        self.seconds = 0.0  # spent in training steps, over all resumes
+        self.clock = Clock()  # of the training steps, over all resumes
+        self.where: dict[str, Any] = {}  # what names this process among those that trained: commit, device, ...
+        self.sessions: list[dict[str, Any]] = []  # one entry per process: `where`, and its steps `from` and `to`
+        self.session: dict[str, Any] = {}  # that of this process, once it has trained
 
     def configure_optimizers(self) -> Any:
         optimizers = self.schedule.optimizers(self.network)
@@ -173,27 +176,34 @@ class Training(pl.LightningModule):
         return self.captured
 
     def training_step(self, batch: int, batch_idx: int) -> None:
-        start = time.perf_counter()
-        schedulers = [config.scheduler for config in self.trainer.lr_scheduler_configs]
         first = self.current_epoch * self.schedule.block_steps
         last = min(first + self.schedule.block_steps, self.schedule.steps)
         lr = float(self.trainer.optimizers[0].param_groups[0]["lr"])
-        take = self.steps_of(self.current_epoch)
-        values: dict[str, Tensor] = {}  # on the device, read once a block
-        for i in range(last - first):
-            for name, value in take().items():
-                values.setdefault(name, value.new_empty(last - first))[i] = value
-            for scheduler in schedulers:
-                scheduler.step()  # type: ignore[call-arg]  # none of them waits for a metric
-        curve = {f"train/{name}": block for name, block in values.items()}
-        if self.trainer.world_size > 1:
-            average(list(curve.values()))
-        loss = curve["train/loss"]
-        if not loss.isfinite().all():
-            bad = int((~loss.isfinite()).nonzero()[0])
-            raise Diverged(first + bad, loss[bad].item())
-        self.seconds += time.perf_counter() - start
+        if not self.session:
+            self.session = self.where | {"from": first, "to": first}
+            self.sessions.append(self.session)
+        with self.clock:
+            curve = self.take_steps(last - first)
+            loss = curve["train/loss"]
+            if not loss.isfinite().all():
+                bad = int((~loss.isfinite()).nonzero()[0])
+                raise Diverged(first + bad, loss[bad].item())
+        self.session["to"] = last
         self.curve.append({"step": last, **{name: block.mean().item() for name, block in curve.items()}, "lr": lr})
+
+    def take_steps(self, n: int) -> dict[str, Tensor]:
+        """Take the n steps of the current block; what each reported, on the device."""
+        take = self.steps_of(self.current_epoch)
+        values: dict[str, Tensor] = {}
+        for i in range(n):
+            for name, value in take().items():
+                values.setdefault(f"train/{name}", value.new_empty(n))[i] = value
+            for config in self.trainer.lr_scheduler_configs:
+                config.scheduler.step()  # type: ignore[call-arg]  # none of them waits for a metric
+            self.clock.tick()
+        if self.trainer.world_size > 1:
+            average(list(values.values()))
+        return values
 
     def test_dataloader(self) -> Iterable[tuple[Tensor, Any]]:
         return self.data.test_batches()
@@ -203,7 +213,10 @@ class Training(pl.LightningModule):
             self.log(f"test/{name}", value, batch_size=len(batch[0]), logger=False)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["curve"], checkpoint["seconds"] = self.curve, self.seconds
+        checkpoint["curve"], checkpoint["sessions"] = self.curve, self.sessions
+        checkpoint["seconds"], checkpoint["core_seconds"] = self.clock.seconds, self.clock.core_seconds
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.curve, self.seconds = checkpoint["curve"], checkpoint["seconds"]
+        self.curve, self.sessions = checkpoint["curve"], checkpoint.get("sessions", [])
+        # older checkpoints have neither sessions nor core_seconds
+        self.clock.seconds, self.clock.core_seconds = checkpoint["seconds"], checkpoint.get("core_seconds", 0.0)

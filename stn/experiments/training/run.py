@@ -150,6 +150,7 @@ def train(job: Job) -> records.Record:
     environment.set_deterministic(job.config["deterministic"])
     module = build_training(job.config)
     record = describe(job, module, device)
+    module.where = {key: record[key] for key in ("commit", "dirty", "device", "threads")}
     first = environment.rank() == 0
     logger = None
     if first:
@@ -244,6 +245,7 @@ def describe(job: Job, module: Training, device: torch.device) -> records.Record
         "params": num_params(module.network),
         "steps": schedule.steps,
         "seconds": 0.0,
+        "core_seconds": 0.0,
         "samples_per_s": None,
         "precision": module.precision,
         "budget": config["budget"],
@@ -264,8 +266,10 @@ def keep(job: Job, module: Training, record: records.Record) -> None:
     rounded = [{k: v if k == "step" else float(f"{v:.6g}") for k, v in entry.items()} for entry in module.curve]
     seen = record["steps"] * module.schedule.batch_size
     record |= {
-        "seconds": round(module.seconds, 2),
-        "samples_per_s": round(seen / module.seconds) if module.seconds else None,
+        "seconds": round(module.clock.seconds, 2),
+        "core_seconds": round(module.clock.core_seconds, 2),
+        "samples_per_s": round(seen / module.clock.seconds) if module.clock.seconds else None,
+        "sessions": module.sessions,
         "finished_at": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "curve": rounded,
     }

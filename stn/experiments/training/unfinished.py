@@ -27,6 +27,7 @@ class Unfinished(pl.Callback):
     def write(self, module: Any) -> None:
         """Write it now."""
         step = int(module.curve[-1]["step"]) if module.curve else 0
-        so_far = {"status": "unfinished", "metrics": {}, "step": step, "seconds": round(module.seconds, 2)}
+        times = {"seconds": round(module.clock.seconds, 2), "core_seconds": round(module.clock.core_seconds, 2)}
+        so_far = {"status": "unfinished", "metrics": {}, "step": step, **times}
         write(self.path, self.record | so_far)
         self.last = time.monotonic()
