@@ -7,6 +7,7 @@
 (e) what the spatial transformer adds to its CNN
 (f) Table 2 at full width: ST-CNN Single and Multi against their CNN; the paper's Multi is 6 % slower
 (g) Table 5: the steps of several cells one after the other against one step of all of them as one batch
+(k) grid, warp and gradient of every transform against PyTorch's and kornia's functions
 On a GPU, in one line without one:
 (h) every row's step captured, uncaptured and in a usual Lightning loop; FLOP/s over the GEMM rate, bytes over bandwidth
 (i) images/s of the distortions
@@ -15,8 +16,6 @@ On a GPU, in one line without one:
 
 import argparse
 import os
-import statistics
-import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stdout
@@ -33,7 +32,9 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
+from bench_peers import bench_transforms
 from omegaconf import OmegaConf
+from timing import side_by_side
 from torch import Generator, Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -56,7 +57,7 @@ LACKING = "albumentations is not installed: what would be compared with it is le
 
 CPU = torch.device("cpu")
 CONFIG = OmegaConf.load(ROOT / "conf/config.yaml")
-BATCH, BUDGET = CONFIG.schedule.batch_size, CONFIG.budget
+BATCH = 256  # the paper's
 BF16 = fast_bf16(CPU)  # as `precision=auto` picks it for networks with convolutions
 PRECISION = "bf16" if BF16 else "fp32"
 
@@ -68,26 +69,8 @@ def group(name: str, **changed: Any) -> dict[str, Any]:
 
 
 def mnist(data: DistortedMnist, **parts: Any) -> Any:
-    """A network of Table 1 with the paper's budget."""
-    return build.network(group("model/mnist", budget=BUDGET, **parts), data.in_shape, data.classes)
-
-
-def side_by_side(ways: dict[str, Callable[[], object]], rounds: int = 5, min_s: float = 0.3) -> dict[str, float]:
-    """Median seconds of one call of each way; the ways take turns, so that a busy machine slows all of them alike."""
-    repeats = {}
-    for name, way in ways.items():
-        way()
-        start = time.perf_counter()
-        way()
-        repeats[name] = max(1, round(min_s / (time.perf_counter() - start)))
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
-    for _ in range(rounds):
-        for name, way in ways.items():
-            start = time.perf_counter()
-            for _ in range(repeats[name]):
-                way()
-            seconds[name].append((time.perf_counter() - start) / repeats[name])
-    return {name: statistics.median(values) for name, values in seconds.items()}
+    """A network of Table 1, as wide as the paper says."""
+    return build.network(group("model/mnist", budget=None, **parts), data.in_shape, data.classes)
 
 
 def albumentations_pipeline(name: str) -> "A.Compose":
@@ -203,7 +186,7 @@ def bench_engine(steps: int = 200) -> None:
         rounds=3,
         min_s=0,
     )
-    print(f"\n(b) FCN on R, {BUDGET:,} parameters, batch {BATCH}: training steps/s")
+    print(f"\n(b) FCN on R, batch {BATCH}: training steps/s")
     print(f"    ours, distortions on the fly           {steps / took['engine']:9.0f}")
     for name, text in (("usual", "DataLoader + albumentations + Trainer"), ("bare", "the same without any distortion")):
         if name not in took:
@@ -398,6 +381,7 @@ PARTS = {
     "d": bench_flops,
     "f": bench_svhn,
     "g": bench_cells,
+    "k": bench_transforms,
     **bench_cuda.parts(),
 }
 

@@ -10,20 +10,20 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from stn.diagnostics import collapsed, determinant, health
+    from stn.linear_form import LinearForm
     from stn.localisation import Regression, complete_state, convolutional, fully_connected
+    from stn.protocol import Transform
     from stn.sampler import regular_grid, sample
+    from stn.spline import ThinPlateSpline
     from stn.transformer import SpatialTransformer, Warp, trace
     from stn.transforms import (
         Affine,
         Affine3d,
         Attention,
         Constrained,
-        LinearForm,
         Projective,
         Rotation,
         Similarity,
-        ThinPlateSpline,
-        Transform,
         Translation,
         aligned_corners_factors,
     )
@@ -57,8 +57,11 @@ __all__ = [
 
 _MODULES = {
     "diagnostics": ("collapsed", "determinant", "health"),
+    "linear_form": ("LinearForm",),
     "localisation": ("Regression", "complete_state", "convolutional", "fully_connected"),
+    "protocol": ("Transform",),
     "sampler": ("regular_grid", "sample"),
+    "spline": ("ThinPlateSpline",),
     "transformer": ("SpatialTransformer", "Warp", "trace"),
 }  # what is in none of these is in `transforms`
 

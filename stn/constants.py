@@ -18,6 +18,8 @@ import torch
 from torch import Tensor
 
 
+# `Tensor._version` has no public name, but it is what autograd itself relies on.  The public ways are to compare with a
+# copy at every use, slower than to make the constant anew, or to hand out copies, which is what keeping them avoids.
 @dataclass(frozen=True)
 class Kept:
     """A constant, its version when it was made, and the tensor that it was made of, if any, with that one's version."""

@@ -45,7 +45,7 @@ def health(warp: Warp) -> dict[str, float]:
     """Three means over the batch of one warp of `stn.trace`.
 
     `det`, the determinant of its map; `out_of_image`, the share of its window outside of U; `theta_distance`,
-    |theta - identity|.
+    |theta - identity|.  Where any theta of the batch is nan, so are `det` and `theta_distance`.
 
     >>> st = SpatialTransformer(fully_connected((1, 8, 8), Affine()), Affine())
     >>> [warp] = trace(st, torch.rand(2, 1, 8, 8))

@@ -7,7 +7,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from stn.transforms import Transform, aligned_corners_factors, check_transform, refuse_other
+from stn.protocol import Transform, check_transform, refuse_other
+from stn.transforms import aligned_corners_factors
 
 
 class Regression(nn.Linear):

@@ -6,6 +6,8 @@ of scale 0.5 covers half of the image at every resolution.
 """
 
 import math
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -46,10 +48,22 @@ def _grid(size: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Fl
     return torch.stack([x.flatten() for x in reversed(torch.meshgrid(*axes, indexing="ij"))], dim=-1)
 
 
+def grid_key(target: Tensor) -> Any:
+    """(size, dtype, device) of a target that is `regular_grid(size, dtype, device)` itself, None for another one."""
+    return None if torch.compiler.is_compiling() else GRIDS.key_of(target)
+
+
 def axis(n: int, dtype: torch.dtype, device: torch.device) -> Float[Tensor, " n"]:
     """The pixel centres along a side of n pixels, by way of float64, which Apple's GPUs do not have."""
     line = torch.arange(n, dtype=torch.float64, device="cpu" if device.type == "mps" else device)
     return ((2 * line + 1) / n - 1).to(dtype=dtype, device=device)
+
+
+def without_autocast(device_type: str) -> AbstractContextManager[Any]:
+    """Full precision, where autocast is on or a compiled graph may meet it: entered in vain it doubles a small warp."""
+    if torch.compiler.is_compiling() or torch.is_autocast_enabled(device_type):
+        return torch.autocast(device_type, enabled=False)
+    return nullcontext()
 
 
 def check_modes(kernel: str, padding_mode: str) -> None:
@@ -106,11 +120,11 @@ def sample(
             raise ValueError(f"kernel {kernel!r} would round u of {u.dtype}: choose 'nearest', or give it u.float()")
         return _copy(u, source, size, padding_mode)
     dtype = torch.promote_types(u.dtype, torch.float32)
-    grid = source.to(dtype).unflatten(1, size)
+    grid = source.to(dtype).view(source.shape[0], *size, dims)
     deterministic = u.is_cuda and torch.are_deterministic_algorithms_enabled()
     if deterministic and (kernel, padding_mode, dims) == ("bilinear", "zeros", 2):
         return gathered(u.to(dtype), grid).to(u.dtype)
-    with torch.autocast(u.device.type, enabled=False):
+    with without_autocast(u.device.type):
         v = F.grid_sample(u.to(dtype), grid, mode=kernel, padding_mode=padding_mode, align_corners=ALIGN_CORNERS)
     if kernel == "nearest" or padding_mode != "zeros" or dims == 3:  # all else multiplies by a weight, which is nan
         v = v.masked_fill(grid.isnan().any(-1).unsqueeze(1), torch.nan)
@@ -123,7 +137,7 @@ def _copy(u: Shaped[Tensor, "b c *size"], source: Tensor, size: tuple[int, ...],
     dtype = torch.float32 if pixels < 2**24 else torch.float64
     number = torch.arange(1, pixels + 1, dtype=dtype, device=u.device).view(1, 1, *u.shape[2:])
     grid = source.to(dtype).unflatten(1, size)
-    with torch.autocast(u.device.type, enabled=False):
+    with without_autocast(u.device.type):
         found = F.grid_sample(
             number.expand(len(u), -1, *u.shape[2:]), grid, "nearest", padding_mode, align_corners=ALIGN_CORNERS
         )

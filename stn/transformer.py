@@ -11,8 +11,9 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
+from stn.linear_form import LinearForm
+from stn.protocol import Transform, check_size, check_transform
 from stn.sampler import check_modes, regular_grid, sample
-from stn.transforms import LinearForm, Transform, check_size, check_transform
 
 
 class SpatialTransformer(nn.Module):

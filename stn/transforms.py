@@ -4,161 +4,33 @@ A transform has `num_params` (the length P of theta), `dims` (2 or 3), `identity
 and is called with theta (B, P) and target (N, dims), giving source (B, N, dims).
 """
 
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache, partial
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from stn.constants import Constants, constant, made_of, real
-from stn.sampler import GRIDS, axis, regular_grid
+from stn.linear_form import LinearForm
+from stn.matrices import affine_compose, affine_inverse, homogeneous, inverse_3x3, linear_map, perspective
+from stn.protocol import Transform, check_shapes, check_size, check_transform, refuse_other
+from stn.sampler import without_autocast
+from stn.spline import ThinPlateSpline
 
-BASES = Constants(256 * 2**20)  # a spline through 8 x 8 points at 1024 px takes all of it
-
-
-@runtime_checkable
-class Transform(Protocol):
-    """What every transform of this file, and any of your own, has to offer.
-
-    >>> class Mirror:
-    ...     num_params, dims, identity = 1, 2, (0.0,)
-    ...
-    ...     def __call__(self, theta, target):
-    ...         return target * torch.tensor([-1, 1]) + theta[:, :, None] * torch.tensor([1, 0])
-    >>> isinstance(Mirror(), Transform)
-    True
-    """
-
-    num_params: int
-    dims: int
-
-    @property
-    def identity(self) -> tuple[float, ...]: ...
-    def __call__(self, theta: Tensor, target: Tensor) -> Tensor: ...
-
-
-def check_transform(transform: Transform) -> None:
-    """Raise ValueError on what is no transform, such as `Affine` in the place of `Affine()`."""
-    if isinstance(transform, type):
-        raise ValueError(f"the transform has to be an object, got the class: write {transform.__name__}()")
-    if not isinstance(transform, Transform):
-        raise ValueError(f"{transform!r} is no transform: it needs num_params, dims, identity and a call")
-
-
-def check_size(name: str, size: tuple[int, ...], dims: int, of: str) -> None:
-    """Raise ValueError unless `size` is a tuple of `dims` positive whole numbers."""
-    fits = isinstance(size, Sequence) and len(size) == dims and all(isinstance(n, int) and n > 0 for n in size)
-    if not fits:
-        got = tuple(size) if isinstance(size, Sequence) else size
-        raise ValueError(f"{of} needs {name} of {dims} positive numbers, got {got}")
-
-
-def refuse_other(module: nn.Module, name: str, values: tuple[float, ...], note: str) -> None:
-    """Register a buffer of what was fixed at construction, so that a state dict with other values, or none, is refused.
-
-    The values that are kept are the module's own: a state in half precision does not round them.
-    """
-    if name not in dict(module.named_buffers(recurse=False)):
-        module.register_buffer(name, torch.tensor(values))
-    module.register_load_state_dict_pre_hook(partial(_refuse_other, name, values, note))
-
-
-def _refuse_other(
-    name: str, values: tuple[float, ...], note: str, module: nn.Module, state: dict[str, Any], prefix: str, *rest: Any
-) -> None:
-    errors: list[str] = rest[-1]
-    key, own = prefix + name, torch.tensor(values, device="cpu")
-    given = state.get(key)
-    if given is None:
-        if any(other.startswith(prefix) for other in state):
-            errors.append(f"{key} is missing from the state: {note}.")
-    elif given.shape == own.shape and type(given) is Tensor and not given.is_meta:
-        if not torch.allclose(given.detach().to("cpu", own.dtype), own, rtol=1e-3, atol=1e-3):
-            errors.append(f"{key} is {tuple(given.tolist())} in the state, but {values} here: build it with the same.")
-        state[key] = own.to(given.device, module.get_buffer(name).dtype)
-
-
-def check_shapes(transform: Transform, theta: Tensor, target: Tensor) -> None:
-    """Raise ValueError unless theta is (B, P) and target (N, dims)."""
-    if theta.dim() != 2 or theta.shape[1] != transform.num_params:
-        raise ValueError(
-            f"{type(transform).__name__} takes theta (B, {transform.num_params}), got theta {tuple(theta.shape)}"
-        )
-    if target.dim() != 2 or target.shape[1] != transform.dims:
-        raise ValueError(
-            f"{type(transform).__name__} takes target (N, {transform.dims}), got target {tuple(target.shape)}"
-        )
-
-
-def homogeneous(target: Float[Tensor, "n d"]) -> Float[Tensor, "d+1 n"]:
-    """The target points as columns (x_t, y_t, 1): the B of an affine M_theta B; kept for regular grids."""
-    return made_of(BASES, "homogeneous", target, _with_ones)
-
-
-def _with_ones(target: Float[Tensor, "n d"]) -> Float[Tensor, "d+1 n"]:
-    return torch.cat([target, torch.ones_like(target[:, :1])], dim=1).T
-
-
-def grid_key(target: Tensor) -> Any:
-    """(size, dtype, device) of a target that is `regular_grid(size, dtype, device)` itself, None for another one."""
-    return None if torch.compiler.is_compiling() else GRIDS.key_of(target)
-
-
-def linear_map(m_theta: Float[Tensor, "b d k"], basis: Float[Tensor, "k n"]) -> Float[Tensor, "b n d"]:
-    """source = M_theta B, the general form of Sect. 3.2, as one matrix product over the whole batch.
-
-    In float32 under autocast too: in half precision the points would be off by up to a pixel.
-    """
-    b, d, k = m_theta.shape
-    with torch.autocast(m_theta.device.type, enabled=False):
-        return (m_theta.reshape(b * d, k) @ basis).view(b, d, basis.shape[1]).mT
-
-
-def perspective(h_theta: Float[Tensor, "b 3 3"], target: Float[Tensor, "n 2"], min_z: float) -> Float[Tensor, "b n 2"]:
-    """(X, Y, Z) = H_theta (x_t, y_t, 1), source = (X / Z, Y / Z).
-
-    A point with Z <= 0 lies behind the camera and is sent out of the image: its V is 0 and it has no gradient.  Z is
-    clipped to at least `min_z`, so that no coordinate and no gradient is infinite.
-    """
-    xy, z = linear_map(h_theta, homogeneous(target)).mT.split([2, 1], dim=1)
-    behind = z <= 0  # False for nan, which has to show
-    inverse = torch.where(behind, 0, z.clamp(min=min_z).reciprocal())  # one division a point, not two
-    return (xy * inverse + OUT_OF_IMAGE * behind).mT
-
-
-OUT_OF_IMAGE = 4.0  # any coordinate whose sampling kernel touches no pixel
-
-
-def inverse_2x2(m: Float[Tensor, "b 2 2"]) -> Float[Tensor, "b 2 2"]:
-    """The adjugate over the determinant: no solver, nothing that waits for a GPU.  Infinite where m is singular."""
-    (a, b), (c, d) = (row.unbind(-1) for row in m.unbind(-2))
-    return torch.stack([d, -b, -c, a], dim=-1).unflatten(-1, (2, 2)) / (a * d - b * c)[..., None, None]
-
-
-def inverse_3x3(m: Float[Tensor, "b 3 3"]) -> Float[Tensor, "b 3 3"]:
-    """The adjugate over the determinant, as `inverse_2x2`."""
-    a, b, c = m.unbind(2)
-    rows = torch.stack([torch.linalg.cross(b, c), torch.linalg.cross(c, a), torch.linalg.cross(a, b)], dim=1)
-    return rows / (rows[:, 0] * a).sum(1)[:, None, None]
-
-
-def _affine_inverse(m: Float[Tensor, "b d k"]) -> Float[Tensor, "b d k"]:
-    """[R, t]: the map y = R x + t the other way round, x = R^-1 y - R^-1 t."""
-    linear, t = m[..., :-1], m[..., -1:]
-    inverse = inverse_2x2(linear) if m.shape[1] == 2 else inverse_3x3(linear)
-    with torch.autocast(m.device.type, enabled=False):
-        return torch.cat([inverse, -(inverse @ t)], dim=-1)
-
-
-def _affine_compose(outer: Float[Tensor, "b d k"], inner: Float[Tensor, "b d k"]) -> Float[Tensor, "b d k"]:
-    """A_outer [A_inner; 0 0 1]."""
-    d = outer.shape[1]
-    with torch.autocast(outer.device.type, enabled=False):
-        return outer[:, :, :d] @ inner + F.pad(outer[:, :, d:], (d, 0))
+__all__ = [
+    "Affine",
+    "Affine3d",
+    "Attention",
+    "Constrained",
+    "LinearForm",
+    "Projective",
+    "Rotation",
+    "Similarity",
+    "ThinPlateSpline",
+    "Transform",
+    "Translation",
+    "aligned_corners_factors",
+]
 
 
 class Affine(nn.Module):
@@ -180,11 +52,11 @@ class Affine(nn.Module):
 
     def compose(self, outer: Float[Tensor, "b 6"], inner: Float[Tensor, "b 6"]) -> Float[Tensor, "b 6"]:
         """The theta of source = T_outer(T_inner(target)): A_outer [A_inner; 0 0 1]."""
-        return _affine_compose(outer.view(-1, 2, 3), inner.view(-1, 2, 3)).flatten(1)
+        return affine_compose(outer.view(-1, 2, 3), inner.view(-1, 2, 3)).flatten(1)
 
     def inverse(self, theta: Float[Tensor, "b 6"]) -> Float[Tensor, "b 6"]:
         """The theta of the map from source to target."""
-        return _affine_inverse(theta.view(-1, 2, 3)).flatten(1)
+        return affine_inverse(theta.view(-1, 2, 3)).flatten(1)
 
 
 class Similarity(nn.Module):
@@ -209,15 +81,21 @@ class Similarity(nn.Module):
         note = "the aspect of the image is part of it"
         refuse_other(self, "fixed", (self.aspect,), note)
 
+    def rotation(self, cos: Float[Tensor, "b 1"], sin: Float[Tensor, "b 1"]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The columns of R row by row, (B, 1) each: a rotation in pixels as one of [-1, 1]."""
+        if self.aspect == 1:
+            return cos, -sin, sin, cos
+        return cos, -sin / self.aspect, sin * self.aspect, cos
+
     def linear(self, s: Float[Tensor, "b 1"], angle: Float[Tensor, "b 1"]) -> Float[Tensor, "b 2 2"]:
         """s R."""
-        cos, sin = s * angle.cos(), s * angle.sin()
-        return torch.cat([cos, -sin / self.aspect, sin * self.aspect, cos], dim=1).unflatten(1, (2, 2))
+        return torch.cat(self.rotation(s * angle.cos(), s * angle.sin()), dim=1).view(-1, 2, 2)
 
     def forward(self, theta: Float[Tensor, "b 4"], target: Float[Tensor, "n 2"]) -> Float[Tensor, "b n 2"]:
         check_shapes(self, theta, target)
-        m_theta = torch.cat([self.linear(theta[:, :1], theta[:, 1:2]), theta[:, 2:, None]], dim=2)
-        return linear_map(m_theta, homogeneous(target))
+        s, angle, x, y = theta.split(1, dim=1)
+        xx, xy, yx, yy = self.rotation(s * angle.cos(), s * angle.sin())
+        return linear_map(torch.cat([xx, xy, x, yx, yy, y], dim=1).view(-1, 2, 3), homogeneous(target))
 
     def compose(self, outer: Float[Tensor, "b 4"], inner: Float[Tensor, "b 4"]) -> Float[Tensor, "b 4"]:
         """The theta of source = T_outer(T_inner(target))."""
@@ -242,7 +120,7 @@ class Rotation(Similarity):
 
     def forward(self, theta: Float[Tensor, "b 1"], target: Float[Tensor, "n 2"]) -> Float[Tensor, "b n 2"]:
         check_shapes(self, theta, target)
-        return linear_map(self.linear(torch.ones_like(theta), theta), target.T)
+        return linear_map(torch.cat(self.rotation(theta.cos(), theta.sin()), dim=1).view(-1, 2, 2), target.T)
 
     def compose(self, outer: Float[Tensor, "b 1"], inner: Float[Tensor, "b 1"]) -> Float[Tensor, "b 1"]:
         """The theta of source = T_outer(T_inner(target))."""
@@ -340,11 +218,11 @@ class Projective(nn.Module):
 
     def matrix(self, theta: Float[Tensor, "b 8"]) -> Float[Tensor, "b 3 3"]:
         """H_theta."""
-        return torch.cat([theta, torch.ones_like(theta[:, :1])], dim=1).view(-1, 3, 3)
+        return F.pad(theta, (0, 1), value=1.0).view(-1, 3, 3)
 
     def compose(self, outer: Float[Tensor, "b 8"], inner: Float[Tensor, "b 8"]) -> Float[Tensor, "b 8"]:
         """The theta of source = T_outer(T_inner(target)), where its H has a last element to divide by."""
-        with torch.autocast(outer.device.type, enabled=False):
+        with without_autocast(outer.device.type):
             h = (self.matrix(outer) @ self.matrix(inner)).flatten(1)
         return h[:, :8] / h[:, 8:]
 
@@ -352,121 +230,6 @@ class Projective(nn.Module):
         """The theta of the map from source to target, where its H has a last element to divide by."""
         h = inverse_3x3(self.matrix(theta)).flatten(1)
         return h[:, :8] / h[:, 8:]
-
-
-class ThinPlateSpline(nn.Module):
-    """A thin plate spline through k x k control points (Bookstein 1989, the paper's [2]); 16 points by default.
-
-    theta holds the source points (x, y) of the control points, which form a regular grid over the output with its
-    corners at the corners of the image.  With U(r) = r^2 log r^2 the spline through them is
-        source(p) = sum_i w_i U(|p - c_i|) + a_0 + a_1 x + a_2 y,
-    and since w and a are linear in theta, source = theta B with one constant B (k^2, N) for a fixed target.  B is
-    solved in float64, and kept for regular grids (256 MB of them in all).  Distances are those of [-1, 1]: on an image
-    that is not square the bending is measured in sides, not in pixels.
-
-    >>> spline = ThinPlateSpline(k=2)
-    >>> spline(torch.tensor([spline.identity]), torch.tensor([[0.5, 0.25]]))
-    tensor([[[0.5000, 0.2500]]])
-    """
-
-    dims = 2
-
-    def __init__(self, k: int = 4):
-        super().__init__()
-        if not isinstance(k, int) or k < 2:
-            raise ValueError(f"a thin plate spline needs k >= 2 control points per side, got k = {k}")
-        self.k = k
-        self.num_params = 2 * k * k
-        line = [-1 + i * (2 / (k - 1)) if i < k / 2 else 1 - (k - 1 - i) * (2 / (k - 1)) for i in range(k)]
-        self.identity = tuple(value for y in line for x in line for value in (x, y))
-
-    def basis(self, target: Float[Tensor, "n 2"]) -> Float[Tensor, "k2 n"]:
-        """B (k^2, N) for these target points."""
-        return made_of(BASES, self.k, target, lambda points: _basis(self.k, grid_key(target), points))
-
-    def forward(self, theta: Float[Tensor, "b p"], target: Float[Tensor, "n 2"]) -> Float[Tensor, "b n 2"]:
-        check_shapes(self, theta, target)
-        return linear_map(theta.view(-1, self.num_params // 2, 2).mT, self.basis(target))
-
-
-def _line(k: int, device: torch.device) -> Float[Tensor, " k"]:
-    return torch.linspace(-1, 1, k, dtype=torch.float64, device=device)
-
-
-def _radial(r2: Tensor) -> Tensor:
-    """U(r) of r^2."""
-    r2 = r2.clamp(min=1e-300)  # its logarithm is finite
-    return r2.log() * r2
-
-
-@lru_cache(maxsize=32)
-def _inverse_system(k: int) -> tuple[tuple[float, ...], ...]:
-    """The rows of L^-1 that act on the k^2 values, [w; a] = L^-1 [values; 0], as numbers: real ones in every mode."""
-
-    def solve() -> Tensor:
-        cpu = torch.device("cpu")
-        y, x = torch.meshgrid(_line(k, cpu), _line(k, cpu), indexing="ij")
-        control = torch.stack([x.flatten(), y.flatten()], dim=-1)
-        system = torch.zeros(k * k + 3, k * k + 3, dtype=torch.float64, device=cpu)
-        r2 = (control[:, None] - control).square().sum(-1)
-        system[: k * k] = torch.cat([torch.xlogy(r2, r2), torch.ones_like(r2[:, :1]), control], dim=1)
-        system[k * k :, : k * k] = system[: k * k, k * k :].T
-        return torch.linalg.inv(system)[:, : k * k]
-
-    with ThreadPoolExecutor(1) as thread:
-        return tuple(tuple(row) for row in thread.submit(lambda: solve().tolist()).result())
-
-
-@torch.compiler.assume_constant_result
-def _solve(k: int, device: torch.device) -> Float[Tensor, "m k2"]:
-    where = real(device)
-    if where is None:
-        return torch.tensor(_inverse_system(k), dtype=torch.float64, device=device)
-    found = BASES.find((k, where))
-    if found is None:
-        found = BASES.make(
-            (k, where), lambda: torch.tensor(_inverse_system(k), dtype=torch.float64, device="cpu"), where
-        )
-    return found
-
-
-def _basis(k: int, key: Any, target: Float[Tensor, "n 2"]) -> Float[Tensor, "k2 n"]:
-    """B for these points; `key` is that of their grid, if they are one."""
-    if key is not None:
-        return _spline_of_grid(k, *key[:2])
-    if not constant(target):
-        return _spline(k, target)
-    return torch.cat([_spline(k, points) for points in target.split(2**16)], dim=1)
-
-
-def _spline(k: int, target: Float[Tensor, "n 2"]) -> Float[Tensor, "k2 n"]:
-    """B for any points: U(|p - c_i|) for every control point, then 1, x, y, times the solution."""
-    device = torch.device("cpu") if target.device.type == "mps" else target.device
-    x, y = target.to(device, torch.float64).T
-    line = _line(k, device)
-    r2 = (y - line[:, None]).square()[:, None] + (x - line[:, None]).square()
-    features = torch.cat([_radial(r2).flatten(0, 1), torch.stack([torch.ones_like(x), x, y])])
-    with torch.autocast(device.type, enabled=False):
-        return (_solve(k, device).T @ features).to(target)
-
-
-def _spline_of_grid(k: int, size: tuple[int, int], dtype: torch.dtype) -> Float[Tensor, "k2 n"]:
-    """B for a regular grid, from a quarter of it: mirrored points have the values of mirrored control points."""
-    (h, w), cpu = size, torch.device("cpu")
-    x, y = (axis(n, dtype, cpu).double()[: (n + 1) // 2] for n in (w, h))
-    line, solve = _line(k, cpu)[:, None], torch.tensor(_inverse_system(k), dtype=torch.float64, device=cpu).T
-    dx2, dy2 = (x - line).square(), (y - line).square()
-    basis = torch.empty(k, k, h, w, dtype=dtype, device=cpu)
-    rows = max(1, 2**20 // (k * k * w))
-    for first in range(0, len(y), rows):
-        part = slice(first, first + rows)
-        r2 = dy2[:, None, part, None] + dx2[:, None]
-        ones = torch.ones_like(r2[0, 0])
-        features = torch.cat([_radial(r2).flatten(0, 1), torch.stack([ones, ones * x, ones * y[part, None]])])
-        basis[:, :, first : first + len(ones), : len(x)] = (solve @ features.flatten(1)).to(dtype).view_as(r2)
-    basis[:, :, : len(y), w - w // 2 :] = basis[:, :, : len(y), : w // 2].flip(1, 3)
-    basis[:, :, h - h // 2 :] = basis[:, :, : h // 2].flip(0, 2)
-    return basis.view(k * k, h * w)
 
 
 class Affine3d(nn.Module):
@@ -487,63 +250,11 @@ class Affine3d(nn.Module):
 
     def compose(self, outer: Float[Tensor, "b 12"], inner: Float[Tensor, "b 12"]) -> Float[Tensor, "b 12"]:
         """The theta of source = T_outer(T_inner(target))."""
-        return _affine_compose(outer.view(-1, 3, 4), inner.view(-1, 3, 4)).flatten(1)
+        return affine_compose(outer.view(-1, 3, 4), inner.view(-1, 3, 4)).flatten(1)
 
     def inverse(self, theta: Float[Tensor, "b 12"]) -> Float[Tensor, "b 12"]:
         """The theta of the map from source to target."""
-        return _affine_inverse(theta.view(-1, 3, 4)).flatten(1)
-
-
-class LinearForm(nn.Module):
-    """The general form of Sect. 3.2, source = M_theta B, where B (K, N) is learnt with the rest of the network.
-
-    B starts as the homogeneous regular grid of an output of `size` (so K = 3 is an affine map at the start), plus
-    `extra` rows N(0, 0.1) that M_theta starts out ignoring.  theta is M_theta (2, K) row by row.  B belongs to the
-    points of one output grid: `target` has to be the regular grid of `size`, and all else is refused.
-
-    >>> form = LinearForm((4, 6), extra=1)
-    >>> form(torch.tensor([form.identity]), regular_grid((4, 6))).shape
-    torch.Size([1, 24, 2])
-    """
-
-    dims = 2
-
-    def __init__(self, size: tuple[int, int], extra: int = 0):
-        super().__init__()
-        check_size("a size", size, 2, "LinearForm")
-        self.size = tuple(size)
-        grid = homogeneous(regular_grid(self.size))
-        self.basis = nn.Parameter(torch.cat([grid, 0.1 * torch.randn(extra, grid.shape[1])]))
-        k = len(self.basis)
-        self.num_params = 2 * k
-        self.identity = tuple(float(i == j) for i in range(2) for j in range(k))
-        note = "an older one, of the same size, is completed by stn.complete_state"
-        refuse_other(self, "fixed", tuple(map(float, self.size)), note)
-
-    def forward(self, theta: Float[Tensor, "b p"], target: Float[Tensor, "n 2"]) -> Float[Tensor, "b n 2"]:
-        check_shapes(self, theta, target)
-        if len(target) != self.basis.shape[1]:
-            raise ValueError(
-                f"this LinearForm has learnt B for {self.basis.shape[1]} target points, "
-                f"got target {tuple(target.shape)}"
-            )
-        self._check_grid(target)
-        return linear_map(theta.view(-1, 2, len(self.basis)), self.basis.to(theta.dtype))
-
-    def check_size(self, size: tuple[int, ...]) -> None:
-        """Raise ValueError on the size of another output."""
-        if tuple(size) != self.size:
-            raise ValueError(f"this LinearForm has learnt B for an output of {self.size}, got {tuple(size)}")
-
-    def _check_grid(self, target: Float[Tensor, "n 2"]) -> None:
-        """Raise ValueError on another grid; what a GPU or a traced graph holds is taken at its word."""
-        key = grid_key(target)
-        if key is None and target.device.type == "cpu" and constant(target):
-            same = torch.allclose(target, regular_grid(self.size, target.dtype), atol=1e-2 / max(self.size))
-        else:
-            same = key is None or key[0] == self.size
-        if not same:
-            raise ValueError(f"this LinearForm has learnt B for an output of {self.size}, got another target")
+        return affine_inverse(theta.view(-1, 3, 4)).flatten(1)
 
 
 class Constrained(nn.Module):
@@ -576,8 +287,9 @@ class Constrained(nn.Module):
 
     def whole(self, theta: Float[Tensor, "b f"]) -> Float[Tensor, "b p"]:
         """The theta of the transform, with its fixed entries."""
-        free = iter(theta.split(1, dim=1))
-        columns = [next(free) if value is None else torch.full_like(theta[:, :1], value) for value in self.values]
+        free = theta.split(1, dim=1)
+        given = iter(free)
+        columns = [next(given) if value is None else torch.full_like(free[0], value) for value in self.values]
         return torch.cat(columns, dim=1)
 
     def forward(self, theta: Float[Tensor, "b f"], target: Float[Tensor, "n d"]) -> Float[Tensor, "b n d"]:

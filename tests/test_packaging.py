@@ -2,7 +2,10 @@
 
 import ast
 import email
+import json
+import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -12,6 +15,8 @@ from pathlib import Path
 from zipfile import ZipFile
 
 import pytest
+import torch
+import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -217,3 +222,66 @@ def test_every_requirement_is_pinned_and_no_pin_names_a_place(declared):
     pins = {canonicalize_name(Requirement(line).name) for line in lines}
     assert set().union(*declared.values()) - pins == set()
     assert [line for line in lines if re.search(r"https?:|file:|@|^-|^#", line)] == []
+
+
+# --- what people look for in a repository
+
+
+def test_ci_runs_the_one_script_on_every_python_that_is_supported():
+    workflow = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text())
+    job = workflow["jobs"]["run"]
+    assert job["strategy"]["matrix"]["python"] == ["3.10", "3.11", "3.12", "3.13"]
+    assert "3.10 to 3.13" in (ROOT / "Makefile").read_text()
+    assert job["steps"][-1]["run"] == ".ci/run"
+    assert os.access(ROOT / ".ci/run", os.X_OK)
+
+
+def test_pre_commit_runs_the_tools_of_make_lint():
+    (repo,) = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
+    entries = [hook["entry"].removesuffix(" --force-exclude") for hook in repo["hooks"]]
+    assert entries == [".venv/bin/ruff format", ".venv/bin/ruff check", ".venv/bin/mypy"]
+    assert all(hook["language"] == "system" for hook in repo["hooks"])
+    lint = (ROOT / "Makefile").read_text().partition("\nlint:")[2]
+    assert all(f"@{entry}" in lint for entry in entries)
+
+
+def test_the_image_takes_what_make_setup_needs_and_leaves_out_the_rest():
+    lines = [line for line in (ROOT / "Dockerfile").read_text().splitlines() if line and not line.startswith("#")]
+    words = [line.split(maxsplit=1) for line in lines]
+    assert [word for word, _ in words] == ["FROM", "RUN", "WORKDIR", "COPY", "RUN", "CMD"]
+    assert re.fullmatch(r"python:3\.1[0-3]-slim", words[0][1])
+    assert words[3][1] == ". ."
+    assert words[4][1] == "make setup"
+    ignored = [line for line in (ROOT / ".dockerignore").read_text().splitlines() if not line.startswith("#")]
+    assert {".venv", "runs"} <= set(ignored)
+    for name in ("Makefile", "pyproject.toml", "constraints.txt", "stn", "README.md", "LICENSE"):
+        assert (ROOT / name).exists()
+        assert name not in ignored
+
+
+def test_the_dev_container_is_built_from_the_dockerfile():
+    folder = ROOT / ".devcontainer"
+    container = json.loads((folder / "devcontainer.json").read_text())
+    assert (folder / container["build"]["dockerfile"]).resolve() == ROOT / "Dockerfile"
+    assert (folder / container["build"]["context"]).resolve() == ROOT
+    assert container["postCreateCommand"] == "make setup"
+
+
+def test_the_lock_has_the_pins_with_a_hash_each_and_names_no_place():
+    text = (ROOT / "requirements.lock").read_text()
+    entries = [entry.split(" --hash=sha256:") for entry in text.replace("\\\n   ", "").splitlines()]
+    assert all(hashes and all(re.fullmatch("[0-9a-f]{64}", each.strip()) for each in hashes) for _, *hashes in entries)
+    pins = (ROOT / "constraints.txt").read_text().splitlines()
+    assert {entry[0].partition(";")[0].strip() for entry in entries} == {pin.partition(";")[0].strip() for pin in pins}
+    assert re.search(r"://|file:|@|--index|--find", text) is None
+
+
+def test_torch_hub_gives_every_recorded_network_by_a_name(monkeypatch):
+    monkeypatch.setattr("sys.path", [*sys.path])  # which torch.hub extends
+    entries = runpy.run_path(str(ROOT / "hubconf.py"))
+    names = [name for name, value in entries.items() if callable(value) and not name.startswith("_")]
+    index = json.loads((ROOT / "results/weights/index.json").read_text())
+    assert len(names) == len(index)
+    network = torch.hub.load(str(ROOT), "mnist_st_cnn_tps_rts", source="local")
+    assert not network.training
+    assert network(torch.zeros(2, 1, 42, 42)).shape == (2, 10)

@@ -16,10 +16,10 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from stn import Affine, Attention, Projective, SpatialTransformer, ThinPlateSpline, fully_connected, regular_grid
-from stn import transforms as module
+from stn import spline as module
 from stn.constants import Constants
+from stn.matrices import BASES
 from stn.sampler import GRIDS
-from stn.transforms import BASES
 
 CPU = torch.device("cpu")
 every_transform = pytest.mark.parametrize(

@@ -118,3 +118,11 @@ def test_a_network_s_transformers_are_diagnosed_with_trace():
     warps = trace(network, torch.rand(2, 1, 8, 8))
     assert [health(warp)["det"] for warp in warps] == pytest.approx([0.25, 1])
     assert [collapsed(warp) for warp in warps] == [False, True]
+
+
+def test_a_theta_that_is_no_number_shows_in_health_and_is_a_collapse():
+    broken = warp(((float("nan"), 0.0, 0.0), (0.0, 1.0, 0.0)))
+    measured = health(broken)
+    assert [name for name, value in measured.items() if value != value] == ["det", "theta_distance"]
+    assert measured["out_of_image"] == 1
+    assert collapsed(broken)

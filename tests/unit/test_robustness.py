@@ -1,6 +1,7 @@
 """What people put into a transformer: labels, masks, half precision, nan, threads, arguments of another kind."""
 
 from concurrent.futures import ThreadPoolExecutor
+from io import BytesIO
 
 import numpy as np
 import pytest
@@ -265,3 +266,32 @@ def test_fx_and_script_say_what_to_use():
     graph = torch.fx.GraphModule(network, Tracer().trace(network))
     u = torch.rand(2, 1, 4, 4)
     assert torch.equal(graph(u), network(u))
+
+
+def test_symbolic_trace_says_how_to_make_a_transformer_a_leaf(monkeypatch):
+    monkeypatch.setattr(config, "jaxtyping_disable", True)  # as in production, where signatures are not checked
+    network = nn.Sequential(SpatialTransformer(fully_connected((1, 4, 4), Affine()), Affine()), nn.Conv2d(1, 2, 3))
+    with pytest.raises(TypeError, match=r"^torch\.fx cannot look into .* make it a leaf, .*leaf_modules") as error:
+        torch.fx.symbolic_trace(network)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.filterwarnings("ignore")  # PyTorch's own, of a deprecated exporter
+@pytest.mark.parametrize("transform", TRANSFORMS[:-1], ids=lambda t: type(t).__name__)
+def test_the_legacy_exporter_and_jit_trace_take_transforms(transform, monkeypatch):
+    monkeypatch.setattr(config, "jaxtyping_disable", True)  # its checks read the tensors that these two trace
+    onnxruntime = pytest.importorskip("onnxruntime")
+    network = SpatialTransformer(fully_connected((1, 6, 5), transform), transform)
+    nn.init.normal_(network.localisation[-1].weight, std=0.1)
+    u = torch.rand(2, 1, 6, 5)
+    file = BytesIO()
+    torch.onnx.export(network, (u,), file, input_names=["u"], dynamo=False)
+    (v,) = onnxruntime.InferenceSession(file.getvalue()).run(None, {"u": u.numpy()})
+    torch.testing.assert_close(torch.from_numpy(v), network(u).detach(), atol=1e-4, rtol=0)
+    torch.testing.assert_close(torch.jit.trace(network, (u,))(u), network(u))
+
+
+def test_weight_norm_of_a_regression_is_nan_as_its_docstring_says():
+    layer = nn.utils.parametrizations.weight_norm(Regression(5, Affine()))
+    assert layer(torch.rand(1, 5)).isnan().all()
+    assert "`weight_norm` on it gives nan" in Regression.__doc__

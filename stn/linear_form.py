@@ -1,0 +1,62 @@
+"""The general form of Sect. 3.2, whose B is learnt."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from stn.constants import constant
+from stn.matrices import homogeneous, linear_map
+from stn.protocol import check_shapes, check_size, refuse_other
+from stn.sampler import grid_key, regular_grid
+
+
+class LinearForm(nn.Module):
+    """The general form of Sect. 3.2, source = M_theta B, where B (K, N) is learnt with the rest of the network.
+
+    B starts as the homogeneous regular grid of an output of `size` (so K = 3 is an affine map at the start), plus
+    `extra` rows N(0, 0.1) that M_theta starts out ignoring.  theta is M_theta (2, K) row by row.  B belongs to the
+    points of one output grid: `target` has to be the regular grid of `size`, and all else is refused.
+
+    >>> form = LinearForm((4, 6), extra=1)
+    >>> form(torch.tensor([form.identity]), regular_grid((4, 6))).shape
+    torch.Size([1, 24, 2])
+    """
+
+    dims = 2
+
+    def __init__(self, size: tuple[int, int], extra: int = 0):
+        super().__init__()
+        check_size("a size", size, 2, "LinearForm")
+        self.size = tuple(size)
+        grid = homogeneous(regular_grid(self.size))
+        self.basis = nn.Parameter(torch.cat([grid, 0.1 * torch.randn(extra, grid.shape[1])]))
+        k = len(self.basis)
+        self.num_params = 2 * k
+        self.identity = tuple(float(i == j) for i in range(2) for j in range(k))
+        note = "an older one, of the same size, is completed by stn.complete_state"
+        refuse_other(self, "fixed", tuple(map(float, self.size)), note)
+
+    def forward(self, theta: Float[Tensor, "b p"], target: Float[Tensor, "n 2"]) -> Float[Tensor, "b n 2"]:
+        check_shapes(self, theta, target)
+        if len(target) != self.basis.shape[1]:
+            raise ValueError(
+                f"this LinearForm has learnt B for {self.basis.shape[1]} target points, "
+                f"got target {tuple(target.shape)}"
+            )
+        self._check_grid(target)
+        return linear_map(theta.view(-1, 2, len(self.basis)), self.basis.to(theta.dtype))
+
+    def check_size(self, size: tuple[int, ...]) -> None:
+        """Raise ValueError on the size of another output."""
+        if tuple(size) != self.size:
+            raise ValueError(f"this LinearForm has learnt B for an output of {self.size}, got {tuple(size)}")
+
+    def _check_grid(self, target: Float[Tensor, "n 2"]) -> None:
+        """Raise ValueError on another grid; what a GPU or a traced graph holds is taken at its word."""
+        key = grid_key(target)
+        if key is None and target.device.type == "cpu" and constant(target):
+            same = torch.allclose(target, regular_grid(self.size, target.dtype), atol=1e-2 / max(self.size))
+        else:
+            same = key is None or key[0] == self.size
+        if not same:
+            raise ValueError(f"this LinearForm has learnt B for an output of {self.size}, got another target")

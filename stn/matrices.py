@@ -1,0 +1,72 @@
+"""The matrices of Sect. 3.2: source = M_theta B, a plane projective map, products and inverses of small matrices."""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from stn.constants import Constants, made_of
+from stn.sampler import without_autocast
+
+BASES = Constants(256 * 2**20)  # a spline through 8 x 8 points at 1024 px takes all of it
+
+
+def homogeneous(target: Float[Tensor, "n d"]) -> Float[Tensor, "d+1 n"]:
+    """The target points as columns (x_t, y_t, 1): the B of an affine M_theta B; kept for regular grids."""
+    return made_of(BASES, "homogeneous", target, _with_ones)
+
+
+def _with_ones(target: Float[Tensor, "n d"]) -> Float[Tensor, "d+1 n"]:
+    return torch.cat([target, torch.ones_like(target[:, :1])], dim=1).T
+
+
+def linear_map(m_theta: Float[Tensor, "b d k"], basis: Float[Tensor, "k n"]) -> Float[Tensor, "b n d"]:
+    """source = M_theta B, the general form of Sect. 3.2, as one matrix product over the whole batch.
+
+    In float32 under autocast too: in half precision the points would be off by up to a pixel.
+    """
+    b, d, k = m_theta.shape
+    with without_autocast(m_theta.device.type):
+        return (m_theta.reshape(b * d, k) @ basis).view(b, d, basis.shape[1]).transpose(1, 2)
+
+
+def perspective(h_theta: Float[Tensor, "b 3 3"], target: Float[Tensor, "n 2"], min_z: float) -> Float[Tensor, "b n 2"]:
+    """(X, Y, Z) = H_theta (x_t, y_t, 1), source = (X / Z, Y / Z).
+
+    A point with Z <= 0 lies behind the camera and is sent out of the image: its V is 0 and it has no gradient.  Z is
+    clipped to at least `min_z`, so that no coordinate and no gradient is infinite.
+    """
+    xy, z = linear_map(h_theta, homogeneous(target)).transpose(1, 2).split([2, 1], dim=1)
+    inverse = z.clamp(min=min_z).reciprocal()  # one division a point, not two
+    return (xy * inverse).masked_fill(z <= 0, OUT_OF_IMAGE).transpose(1, 2)  # nan is not <= 0: it has to show
+
+
+OUT_OF_IMAGE = 4.0  # any coordinate whose sampling kernel touches no pixel
+
+
+def inverse_2x2(m: Float[Tensor, "b 2 2"]) -> Float[Tensor, "b 2 2"]:
+    """The adjugate over the determinant: no solver, nothing that waits for a GPU.  Infinite where m is singular."""
+    (a, b), (c, d) = (row.unbind(-1) for row in m.unbind(-2))
+    return torch.stack([d, -b, -c, a], dim=-1).unflatten(-1, (2, 2)) / (a * d - b * c)[..., None, None]
+
+
+def inverse_3x3(m: Float[Tensor, "b 3 3"]) -> Float[Tensor, "b 3 3"]:
+    """The adjugate over the determinant, as `inverse_2x2`."""
+    a, b, c = m.unbind(2)
+    rows = torch.stack([torch.linalg.cross(b, c), torch.linalg.cross(c, a), torch.linalg.cross(a, b)], dim=1)
+    return rows / (rows[:, 0] * a).sum(1)[:, None, None]
+
+
+def affine_inverse(m: Float[Tensor, "b d k"]) -> Float[Tensor, "b d k"]:
+    """[R, t]: the map y = R x + t the other way round, x = R^-1 y - R^-1 t."""
+    linear, t = m[..., :-1], m[..., -1:]
+    inverse = inverse_2x2(linear) if m.shape[1] == 2 else inverse_3x3(linear)
+    with without_autocast(m.device.type):
+        return torch.cat([inverse, -(inverse @ t)], dim=-1)
+
+
+def affine_compose(outer: Float[Tensor, "b d k"], inner: Float[Tensor, "b d k"]) -> Float[Tensor, "b d k"]:
+    """A_outer [A_inner; 0 0 1]."""
+    d = outer.shape[1]
+    with without_autocast(outer.device.type):
+        return outer[:, :, :d] @ inner + F.pad(outer[:, :, d:], (d, 0))
