@@ -3,16 +3,22 @@
 PYTHON ?= python3# 3.10 to 3.13
 SCHEDULE ?= fast# smoke | quick | fast | onecycle | paper, or any other of conf/schedule
 SEEDS ?= 0# such as 0,1,2
+ROWS ?=# a part of a table: experiments, such as mnist_fcn,mnist_st_fcn_tps
+COLUMNS ?=# a part of a table: such as r,rts (Table 2: 64,128; Table 5: digits)
 LAUNCHER ?= basic# basic | joblib | ray_local | ray_cluster | submitit_local | slurm
 TABLE ?= table1# of status and dashboard
 EXTRAS ?=# what setup adds for a launcher or Table 3: ray | submitit | birds
 ARGS ?=# further words for run.py, bench or figures, with blanks between them alone: ARGS="threads=1 logger=none"
-export SCHEDULE SEEDS LAUNCHER TABLE EXTRAS ARGS
+# a terminal's width is called COLUMNS, too: it is no part of a table, and a part of a table is no width
+PART := $(if $(findstring command,$(origin COLUMNS)),$(COLUMNS))
+unexport COLUMNS
+export SCHEDULE SEEDS ROWS PART COLUMN LAUNCHER TABLE EXTRAS ARGS
 
 PY := .venv/bin/python
 SETUP := .venv/.ready
 
-TABLES := $(addprefix reproduce-,table1 table2 table3 table4 table5 3d uses pooled projection)
+COLUMN = data/distortion
+TABLES := $(addprefix reproduce-,table1 table2 table3 table4 table5 3d uses pooled)
 
 .PHONY: help setup data data-svhn data-svhn-rendered data-cub $(TABLES) status dashboard records figures report docs bench bundle campaign test test-gpu test-unit test-slow lint
 
@@ -43,17 +49,20 @@ data-svhn-rendered: $(SETUP) ## draw and crop 30,000 house numbers (2.5 GB, synt
 data-cub: $(SETUP) ## fetch, check and unpack CUB-200-2011 (1.2 GB) into data/cub
 	@$(PY) scripts/prepare.py cub
 
-reproduce-table1: data ## Table 1: train what is not finished yet, then the table (SCHEDULE, SEEDS, LAUNCHER, ARGS)
+reproduce-table1: data ## Table 1: train what is not finished yet, then the table (SCHEDULE, ROWS, COLUMNS, SEEDS, LAUNCHER, ARGS)
 
 reproduce-table2: SCHEDULE = svhn
+reproduce-table2: COLUMN = data.size_px
 reproduce-table2: ## Table 2, likewise: SVHN, or rendered numbers (SCHEDULE=svhn_small ARGS=data=svhn_rendered)
 
 reproduce-table3: SCHEDULE = cub
+reproduce-table3: COLUMN = data
 reproduce-table3: ## Table 3, likewise: birds, or synthetic ones (SCHEDULE=cub_small ARGS=data=synthetic_birds)
 
 reproduce-table4: data ## Table 4: MNIST addition, likewise
 
 reproduce-table5: SCHEDULE =
+reproduce-table5: COLUMN = data.digit
 reproduce-table5: data ## Table 5, likewise: co-localisation, 20 cells of one to two minutes each with a schedule of its own
 
 reproduce-3d: SCHEDULE = fast_3d
@@ -65,12 +74,10 @@ reproduce-uses: data ## theta fed forward, in series, another size, recurrent, o
 reproduce-pooled: SCHEDULE = fast_sgd
 reproduce-pooled: data ## the pool after the transformer with and without the transformer, on RTS and TC
 
-reproduce-projection: SCHEDULE = fast_sgd
-reproduce-projection: data ## Table 1's models on PS, where P's corners move along their diagonals
-
 $(TABLES): reproduce-%: $(SETUP)
 	@set -f; status=0; \
-	$(PY) run.py table=$* $${SCHEDULE:+"schedule=$$SCHEDULE"} "seed=$$SEEDS" "hydra/launcher=$$LAUNCHER" $$ARGS || status=$$?; \
+	$(PY) run.py table=$* $${SCHEDULE:+"schedule=$$SCHEDULE"} "seed=$$SEEDS" "hydra/launcher=$$LAUNCHER" \
+		$${ROWS:+"experiment=$$ROWS"} $${PART:+"$$COLUMN=$$PART"} $$ARGS || status=$$?; \
 	$(PY) scripts/table.py $* $${SCHEDULE:+--schedule "$$SCHEDULE"} && exit $$status
 
 status: $(SETUP) ## cells of TABLE done, running, failed and missing, time left (SCHEDULE, SEEDS)

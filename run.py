@@ -7,17 +7,32 @@ python run.py table=table1 schedule=fast seed=0,1,2
 import logging
 import os
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import hydra
+import yaml
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import ConfigCompositionException, HydraException, InstantiationException, MissingConfigException
+from hydra.errors import (
+    ConfigCompositionException,
+    HydraException,
+    InstantiationException,
+    MissingConfigException,
+    OverrideParseException,
+)
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import (
+    ConfigAttributeError,
+    ConfigKeyError,
+    InterpolationKeyError,
+    InterpolationResolutionError,
+    OmegaConfBaseException,
+)
 
-from stn.experiments import command, resolvers
+from stn.experiments import command, preflight, resolvers
+from stn.experiments.yaml_files import yaml_error
 
 os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands errors on to us, and we say them in one line
 CONF = command.ROOT / "conf"
@@ -29,6 +44,10 @@ def check_keys(cfg: Any, choices: dict[str, str | None]) -> None:
 
     Hydra checks the command line, but adds whatever key an experiment file holds.
     """
+    if "experiment" in cfg:
+        raise ValueError(
+            f"experiment={choices.get('experiment')}: its file is empty or does not begin with `# @package _global_`"
+        )
     known: Any = OmegaConf.load(CONF / "config.yaml")
     for group, option in choices.items():
         file = CONF / group / f"{option}.yaml"
@@ -71,7 +90,21 @@ def one_line(error: BaseException) -> str:
             options = [name for name in LAUNCHERS if name not in ("ray", "submitit_slurm")]
             if extra := LAUNCHERS.get(option):
                 return f"{group}={option} is not installed: make setup EXTRAS={extra}, or pip install '.[{extra}]'"
-        return f"unknown {group}={option}: choose {', '.join(options)}"
+        return f"unknown {group}={option}: choose {', '.join(options)}" if group else f"there is no conf/{option}.yaml"
+    if isinstance(error, OverrideParseException):
+        return (
+            f"{error.override!r} cannot be read: give KEY=VALUE, a value of other characters in quotes: 'KEY=\"VALUE\"'"
+        )
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+        return f"{error.problem_mark.name} is no YAML: {yaml_error(error)}"
+    if isinstance(error, InterpolationResolutionError | InterpolationKeyError):
+        return f"{error.full_key} refers to what cannot be found: a key, an environment variable, or itself"
+    if isinstance(error, ConfigAttributeError | ConfigKeyError):
+        return f"{error.full_key or error.key} is missing: every run has it"
+    if isinstance(error, UnicodeDecodeError):
+        return f"a file that was read is no text in UTF-8: {error}"
+    if isinstance(error, OSError) and error.filename is None and error.strerror:  # a full disk, as libraries say it
+        return f"{error.strerror}: look at runs_dir, data.root and the temporary folder {tempfile.gettempdir()}"
     if isinstance(error, InstantiationException) and cause is not None:
         return one_line(cause)
     unknown = isinstance(error, ConfigCompositionException) and isinstance(cause, OmegaConfBaseException)
@@ -81,7 +114,7 @@ def one_line(error: BaseException) -> str:
 
 
 DYING_S = 60  # a job that is run again may meet the dead node's process, which takes a while to notice
-EXPECTED = (HydraException, OmegaConfBaseException, *command.EXPECTED)
+EXPECTED = (HydraException, OmegaConfBaseException, yaml.YAMLError, RecursionError, *command.EXPECTED)
 
 
 def is_bug(error: BaseException) -> bool:
@@ -91,7 +124,9 @@ def is_bug(error: BaseException) -> bool:
 
 
 @hydra.main(config_path="conf", config_name="config", version_base="1.3")
-def main(cfg: DictConfig) -> None:
+def main(cfg: DictConfig) -> Any:
+    if command.worker():
+        command.end_with_parent()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     command.quiet()
     resolvers.register()
@@ -109,14 +144,18 @@ def main(cfg: DictConfig) -> None:
         if cfg.experiment_name is None:
             names = ", ".join(sorted(file.stem for file in (CONF / "experiment").glob("*.yaml")))
             raise ValueError(f"no experiment: python run.py experiment=NAME, with NAME one of {names}")
+        if not multirun and not command.worker():
+            logging.info("%s, seed %s: loading PyTorch", cfg.experiment_name, cfg.seed)
         from stn.experiments.training.environment import place
-        from stn.experiments.training.run import run  # what an error or --help does not need is not loaded
+        from stn.experiments.training.job import run  # what an error or --help does not need is not loaded
 
         if multirun:
             place(hydra_config.job.num)
 
         config: Any = OmegaConf.to_container(cfg, resolve=True)
-        run(config, list(hydra_config.overrides.task), wait_s=DYING_S if multirun else 0)
+        if isinstance(config.get("data"), dict) and "root" in config["data"]:
+            config["data"]["root"] = preflight.place(config["data"]["root"])
+        return run(config, list(hydra_config.overrides.task), wait_s=DYING_S if multirun else 0)
     except EXPECTED as error:
         if is_bug(error):
             raise
@@ -126,9 +165,14 @@ def main(cfg: DictConfig) -> None:
         raise
 
 
+def program() -> None:
+    preflight.check(sys.argv[1:])
+    main()
+
+
 if __name__ == "__main__":
     try:
-        main()
+        command.stoppable(program)
     except EXPECTED as error:
         if is_bug(error):
             raise

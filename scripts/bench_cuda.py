@@ -222,7 +222,7 @@ def _rate(value: float | None) -> str:
 def bench_distortions(device: torch.device, n: int = 4096) -> None:
     print(f"\n(i) distortions, batches of {n}: images/s; through a graph")
     index = torch.arange(n, device=device)
-    for name in ("r", "rts", "p", "ps", "e", "tc"):
+    for name in ("r", "rts", "p", "e", "tc"):
         data = distorted_mnist(name)
         digits, generator = data.digits.to(device), Generator(device).manual_seed(0)
         apply = partial(data.distortion.apply, digits, index % len(digits), generator)

@@ -25,7 +25,9 @@ from typing import IO, Any
 
 import yaml
 from bundle import pack
+from hydra import compose, initialize_config_dir
 
+from stn.experiments import resolvers
 from stn.experiments.command import ROOT, run
 from stn.experiments.results import records, tables
 
@@ -33,7 +35,6 @@ PAPER = ("table1", "table4")
 DEFAULT: dict[str, tuple[str | None, list[str], str]] = {  # table: its schedule (None: each row's own), words of every
     # cell, and the folder of data that it needs
     "pooled": ("fast_sgd", [], "mnist"),
-    "projection": ("fast_sgd", [], "mnist"),
     "uses": ("fast_sgd", [], "mnist"),
     "table5": (None, [], "mnist"),
     "3d": ("fast_3d", [], "mnist"),
@@ -68,18 +69,24 @@ class Cell:
 def of_table(name: str, schedule: str | None, seed: int, words: list[str], pace: Any, shorter: list[str]) -> list[Cell]:
     """The cells of a table for one seed, the cheapest first; `shorter` are further words, for a try."""
     sweep = yaml.safe_load((ROOT / "conf/table" / f"{name}.yaml").read_text())["hydra"]["sweeper"]["params"]
-    steps = tables.schedule(ROOT / "conf", schedule)["schedule"]["steps"] if schedule else 1  # it only orders them
     words = [*words, *([f"schedule={schedule}"] if schedule else [])]
     given = {word.split("=")[0] for word in words}
     keys = [key for key in sweep if key not in given]
     chosen = product(*([f"{key}={value}" for value in sweep[key].split(",")] for key in keys))
-    cells = [Cell((*row, *words, f"seed={seed}", *shorter), steps) for row in chosen]
+    resolvers.register()
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        of_row = {name: compose("config", [f"experiment={name}", *words]).schedule.steps
+                  for name in sweep["experiment"].split(",")}  # fmt: skip
+    cells = []
+    for row in chosen:
+        name = next(word for word in row if word.startswith("experiment=")).split("=")[1]
+        cells.append(Cell((*row, *words, f"seed={seed}", *shorter), of_row[name]))
     return sorted(cells, key=lambda cell: pace(cell) * cell.steps)
 
 
 def plan(options: argparse.Namespace) -> tuple[list[Cell], list[str]]:
     """Every run in its order, and a line for each table whose data are not there."""
-    known = records.read_kept(ROOT / "results")
+    known = [record for record in records.read_kept(ROOT / "results") if record["status"] == "finished"]
     mean = sum(r["seconds"] / r["steps"] for r in known) / max(1, len(known))
 
     def pace(cell: Cell) -> float:

@@ -83,6 +83,7 @@ def main() -> None:
     except ModuleNotFoundError:
         raise ValueError("wandb-workspaces is not installed: pip install '.[dashboard]'") from None
     import wandb
+    from pydantic import TypeAdapter  # what wandb-workspaces is made of
 
     table = tables.load(ROOT / "conf/table" / f"{options.table}.yaml")
     found = records.read_all(runs_folder(options.runs), ROOT / "results", curves=True)
@@ -90,7 +91,7 @@ def main() -> None:
     if options.show:
         entity = options.entity or "your-entity"
         made = [workspace(table, found, entity, project, ws, wr), report(table, found, entity, project, wr)]
-        views = [one._to_model().model_dump(by_alias=True, exclude_none=True, mode="json") for one in made]
+        views = [TypeAdapter(type(one)).dump_python(one, mode="json", exclude_none=True) for one in made]
         print(json.dumps(dict(zip(("workspace", "report"), views, strict=True)), indent=1))
         return
     try:

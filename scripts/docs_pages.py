@@ -1,7 +1,8 @@
-"""What `mkdocs build` asks for beside the pages: lists made from conf/ and docs/figures, and the report."""
+"""What `mkdocs build` asks for beside the pages: lists made from conf/ and docs/figures, the tables, and the report."""
 
 import inspect
 import re
+from pathlib import Path
 from typing import Any
 
 from mkdocs.exceptions import PluginError
@@ -11,18 +12,34 @@ import stn
 from stn.experiments.command import ROOT
 from stn.experiments.results import records, report, tables
 
+MEASURE = "results/table4_specialisation.json"  # a page links to it
+FILES = sorted((ROOT / "conf/table").glob("*.yaml"), key=lambda path: (not path.stem.startswith("table"), path.stem))
+TABLES = [tables.load(path) for path in FILES]  # the paper's numbered ones first
+
+
+def results() -> str:
+    """The README's table of results."""
+    return (ROOT / "README.md").read_text().split("<!-- results -->")[1].split("<!-- /results -->")[0]
+
+
+def schedules() -> str:
+    """Every file of conf/schedule."""
+    return "\n".join(f"**{path.stem}**\n\n{_file(path)}" for path in sorted((ROOT / "conf/schedule").glob("*.yaml")))
+
+
+def _file(path: Path) -> str:
+    return f"```yaml\n{path.read_text().replace('# @package _global_', '').strip()}\n```\n"
+
 
 def experiments() -> str:
     """Every table with its command, and every row of it with its file."""
     parts = []
-    for path in sorted((ROOT / "conf/table").glob("*.yaml")):
-        table = tables.load(path)
+    for table in TABLES:
         parts.append(f"### {table.title}\n\n```bash\npython run.py table={table.name}\n```\n")
         for name, row in table.rows.items():
             file = ROOT / "conf/experiment" / f"{name}.yaml"
             if file.exists():
-                text = file.read_text().replace("# @package _global_\n", "").strip()
-                parts.append(f"**{row}**\n\n```yaml\n{text}\n```\n")
+                parts.append(f"**{row}**\n\n{_file(file)}")
     return "\n".join(parts)
 
 
@@ -54,19 +71,27 @@ def api() -> str:
     return "\n".join(parts)
 
 
+MADE = {each.__name__: each for each in (results, schedules, experiments, figures, api)}  # by their mark in a page
+
+
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    for name, content in (("experiments", experiments), ("figures", figures), ("api", api)):
+    for name, content in MADE.items():
         if (mark := f"<!-- {name} -->") in markdown:
             markdown = markdown.replace(mark, content())
-    return markdown
+    markdown = re.sub(r"\]\(docs/", "](", markdown)  # of the README
+    return re.sub(r"\]\(\.\./results/", "](results/", markdown)  # which has pages of its own here
 
 
 def on_files(files: Files, config: Any) -> Files:
-    known = [tables.load(path) for path in sorted((ROOT / "conf/table").glob("*.yaml"))]
     try:
         found = records.read_kept(ROOT / "results", curves=True)
-        page = report.page(found, known, ROOT / "docs/figures", ROOT / "results/not_run.yaml", [])
+        page = report.page(found, TABLES, ROOT / "docs/figures", ROOT / "results/not_run.yaml", [])
     except ValueError as error:
         raise PluginError(str(error)) from None
     files.append(File.generated(config, "report.html", content=page))
+    for table in TABLES:
+        text = f"# {table.title}\n\nMade from the records, one block per schedule.\n\n{tables.markdown(table, found)}\n"
+        files.append(File.generated(config, f"results/{table.name}.md", content=text))
+    for each in (MEASURE, "results/speed.md"):
+        files.append(File.generated(config, each, content=(ROOT / each).read_text()))
     return files

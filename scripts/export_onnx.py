@@ -3,7 +3,9 @@
 python scripts/export_onnx.py mnist_st_cnn_tps-rts --out digits.onnx
 
 Input `u` (batch, C, S, S) in [0, 1] with 0 for the background, output the class scores `logits` (batch, classes), for a
-batch of any size.  The check is on the first images of the network's own test set; a file that fails it is not kept.
+batch of any size.  With --grid also `source` (batch, H' W', 2), the sampling grid of its first spatial transformer, and
+`v` (batch, C, H', W'), the output of its last.  The check is on the first images of the network's own test set; a file
+that fails it is not kept.
 """
 
 import argparse
@@ -14,12 +16,28 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from stn import trace
 from stn.experiments import build, zoo
 from stn.experiments.command import ROOT, run
 
 OPSET = 20  # GridSample is there from 16 on, for volumes from 20 on
 BATCHES = 1, 7  # sizes that are checked; it is exported with 2
 TOLERANCE = 1e-4  # largest difference to PyTorch over all outputs, relative to the largest of them
+
+
+class WithGrid(nn.Module):
+    """(logits, source, v) of a network with a spatial transformer."""
+
+    def __init__(self, network: nn.Module):
+        super().__init__()
+        self.network = network
+
+    def forward(self, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        logits: list[Tensor] = []
+        hook = self.network.register_forward_hook(lambda *call: logits.append(call[2]))
+        warps = trace(self.network, u)
+        hook.remove()
+        return logits[0], warps[0].source, warps[-1].v
 
 
 def export(network: nn.Module, u: Tensor, path: Path, outputs: list[str]) -> None:
@@ -46,19 +64,21 @@ def difference(network: nn.Module, path: Path, u: Tensor) -> float:
     return max(((a - b).abs().max() / a.abs().max()).item() for a, b in zip(here, there, strict=True))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", help="an id, or its beginning, of runs/ or results/weights/")
-    parser.add_argument("--out", type=Path, help="the file (default: MODEL.onnx here)")
-    options = parser.parse_args()
-    model = zoo.load(options.model, ROOT)
+def checked(model: zoo.Recorded, out: Path, grid: bool = False) -> float:
+    """Write a recorded network to `out`; return how much it differs from PyTorch, TOLERANCE at most.
+
+    Raises ValueError, in one line, beyond that, where it has no grid to give, and without the extra `onnx`.
+    """
+    if grid and not trace(model.network, torch.zeros(1, *model.in_shape)):
+        raise ValueError(f"{model.id} has no spatial transformer: leave --grid out")
     u = next(iter(build.data_set(model.record["config"]["data"], ROOT / "data").test_batches()))[0][: max(BATCHES)]
-    out = options.out or Path(f"{model.id}.onnx")
+    network = WithGrid(model.network) if grid else model.network
     unchecked = out.with_name(f".{out.name}.unchecked")
-    warnings.filterwarnings("ignore")
     try:
-        export(model.network, u[:2], unchecked, ["logits"])
-        worst = max(difference(model.network, unchecked, u[:n]) for n in BATCHES)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            export(network, u[:2], unchecked, ["logits", "source", "v"] if grid else ["logits"])
+            worst = max(difference(network, unchecked, u[:n]) for n in BATCHES)
         if worst > TOLERANCE:
             raise ValueError(
                 f"the exported network differs from PyTorch by {worst:.1e} of the largest score, more than "
@@ -69,6 +89,21 @@ def main() -> None:
         raise ValueError(f"{error.name} is missing: pip install -c constraints.txt -e '.[onnx]'") from None
     finally:
         unchecked.unlink(missing_ok=True)
+    return worst
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", help="an id, or its beginning, of runs/ or results/weights/")
+    parser.add_argument("--out", type=Path, help="the file (default: MODEL.onnx here)")
+    parser.add_argument("--grid", action="store_true", help="give the sampling grid and its output too")
+    parser.add_argument("--force", action="store_true", help="overwrite a file that is there already")
+    options = parser.parse_args()
+    model = zoo.load(options.model, ROOT)
+    out = options.out or Path(f"{model.id}.onnx")
+    if out.exists() and not options.force:
+        raise ValueError(f"{out} exists: --force overwrites it, --out FILE writes elsewhere")
+    worst = checked(model, out, options.grid)
     print(f"written: {out}, input u (batch, {', '.join(map(str, model.in_shape))}), opset {OPSET}; "
           f"ONNX Runtime differs from PyTorch by {worst:.1e} of the largest score")  # fmt: skip
 

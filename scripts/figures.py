@@ -5,6 +5,7 @@ films train two networks anew, which takes two minutes.
 """
 
 import argparse
+import io
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -12,11 +13,24 @@ from pathlib import Path
 from PIL import Image
 
 from stn.experiments.command import ROOT, run, runs_folder
-from stn.experiments.figures import Untrained, addition, birds, digits, films, house_numbers, studies, uses, voxel
+from stn.experiments.figures import (
+    Untrained,
+    addition,
+    birds,
+    digits,
+    films,
+    house_numbers,
+    results,
+    studies,
+    uses,
+    voxel,
+)
+from stn.experiments.results.records import replace
 
-Drawn = Image.Image | list[Image.Image]  # a picture, or the frames of a film
+Drawn = Image.Image | list[Image.Image] | str  # a picture, the frames of a film, or an SVG
 FRAME_MS, LAST_MS = 160, 3000
 FIGURES: dict[str, Callable[[Path], Drawn]] = {
+    "results": results.table1,
     "distortions": digits.distortions,
     "figure1_rts": partial(digits.first_images, experiment="mnist_st_cnn_tps", distortion="rts"),
     "figure1_tc": partial(digits.first_images, experiment="mnist_st_cnn_affine", distortion="tc"),
@@ -46,15 +60,20 @@ for transform in ("affine", "projective", "tps"):
 
 
 def save(drawn: Drawn, path: Path) -> Path:
-    """Write a picture as PNG, a film as GIF; returns the file."""
-    if isinstance(drawn, Image.Image):
+    """Write a picture as PNG, a film as GIF, a chart as SVG, whole or not at all; returns the file."""
+    content = io.BytesIO()
+    if isinstance(drawn, str):
+        path = path.with_suffix(".svg")
+        content.write(drawn.encode())
+    elif isinstance(drawn, Image.Image):
         path = path.with_suffix(".png")
-        drawn.save(path, optimize=True)
-        return path
-    path = path.with_suffix(".gif")
-    first, *others = [frame.quantize(64, dither=Image.Dither.NONE) for frame in drawn]
-    times = [FRAME_MS] * len(others) + [LAST_MS]
-    first.save(path, save_all=True, append_images=others, duration=times, loop=0, optimize=True)
+        drawn.save(content, "PNG", optimize=True)
+    else:
+        path = path.with_suffix(".gif")
+        first, *others = [frame.quantize(64, dither=Image.Dither.NONE) for frame in drawn]
+        times = [FRAME_MS] * len(others) + [LAST_MS]
+        first.save(content, "GIF", save_all=True, append_images=others, duration=times, loop=0, optimize=True)
+    replace(path, content.getvalue())
     return path
 
 

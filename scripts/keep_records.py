@@ -1,14 +1,15 @@
-"""Keep the records of finished runs in git: new lines in results/, then tables, pages and model card anew.
+"""Keep the records of runs that have ended in git: new lines in results/, then tables, pages and model card anew.
 
-A record that is there already stays as it is; smoke runs are never kept.  The tables in results/, README and docs/ and
-the model card results/weights/README.md are made from the kept records alone; only files that change are written.
+A failed run is kept as one.  A record that is there already stays as it is, unless it is of a failed run that has
+finished since; smoke runs are never kept.  The tables in results/, README and docs/ and the model card
+results/weights/README.md are made from the kept records alone; only files that change are written.
 """
 
 import argparse
 from pathlib import Path
 
 from stn.experiments.command import ROOT, run, runs_folder
-from stn.experiments.results import cards, records, tables, weights
+from stn.experiments.results import cards, prose, records, speed, tables, weights
 
 
 def main() -> None:
@@ -18,9 +19,8 @@ def main() -> None:
     options = parser.parse_args()
     results = ROOT / "results"
     runs = runs_folder(options.runs)
-    own = [record for record in records.read_runs(runs) if record["status"] == "finished"]
     # what was judged on validation digits is a study's (scripts/studies.py), not a figure of a table
-    own = [record for record in own if record["config"]["data"].get("test_split", "test") == "test"]
+    own = [r for r in records.read_runs(runs) if r["config"]["data"].get("test_split", "test") == "test"]
     new = records.keep(own, results)
     print(f"{len(new)} new records in {results / 'records.jsonl'}")
     if options.weights:
@@ -35,10 +35,13 @@ def main() -> None:
     written = []
     for table in known:
         written += tables.write(results, table, found)
+    cost, costly = results / "speed.md", [table for table in known if table.name in ("table1", "table4")]
+    written += [cost] if records.replace(cost, speed.page(costly, found)) else []
     for page in pages:
         text = page.read_text()
         for table in known:
             text = tables.into_page(text, table, found)
+        text = prose.fill(text, known, found)
         written += [page] if records.replace(page, text) else []
     listed = weights.index(results / "weights")
     card = results / "weights/README.md"

@@ -4,10 +4,8 @@ import argparse
 import logging
 from pathlib import Path
 
-import yaml
-
 from stn.experiments.command import ROOT, run
-from stn.experiments.datasets.fetch import download, fetch
+from stn.experiments.datasets.fetch import download, fetch, manifest
 
 
 def prepare_mnist(options: argparse.Namespace) -> str:
@@ -24,7 +22,7 @@ def prepare_cub(options: argparse.Namespace) -> str:
 def prepare_svhn(options: argparse.Namespace) -> str:
     from stn.experiments.datasets.svhn import prepare
 
-    entry = yaml.safe_load((options.root / "manifest.yaml").read_text())["svhn"]
+    entry = manifest("svhn", options.root)
     for name, file in entry["files"].items():
         download(entry["mirror"] + name, options.root / "svhn" / name, file["bytes"])
     counts = {name.removesuffix(".tar.gz"): file["numbers"] for name, file in entry["files"].items()}

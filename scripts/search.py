@@ -10,10 +10,23 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from stn.experiments.command import ROOT, run
 from stn.experiments.results import records
+from stn.experiments.yaml_files import read_yaml
+
+
+def read_sweep(path: Path) -> dict[str, Any]:
+    """A W&B sweep file.  Raises OSError or ValueError, in one line, where it lacks what a search needs."""
+    sweep = read_yaml(path)
+    needs = {"command": list, "parameters": dict, "metric": dict}
+    if not isinstance(sweep, dict) or not all(isinstance(sweep.get(key), kind) for key, kind in needs.items()):
+        raise ValueError(f"{path} is no sweep: it has to have a command (a list), parameters and a metric (mappings)")
+    metric = sweep["metric"]
+    if not isinstance(metric.get("name"), str) or metric.get("goal") not in ("minimize", "maximize"):
+        raise ValueError(f"{path}: metric={metric} has to have a name and a goal, minimize or maximize")
+    if wrong := [name for name, space in sweep["parameters"].items() if not isinstance(space, dict)]:
+        raise ValueError(f"{path}: parameter {wrong[0]} has to be a mapping with values, or min and max")
+    return sweep
 
 
 def suggest(trial: Any, parameters: dict[str, Any]) -> list[str]:
@@ -37,7 +50,10 @@ def train(overrides: list[str], folder: Path, metric: str) -> float | None:
     results = list(folder.glob("*/result.json"))
     if done.returncode or len(results) != 1:
         return None
-    return records.read(results[0])["metrics"][metric]
+    metrics = records.read(results[0])["metrics"]
+    if metric not in metrics:
+        raise ValueError(f"a run has no metric {metric!r}: name one of {', '.join(metrics)} in the sweep's file")
+    return metrics[metric]
 
 
 def main() -> None:
@@ -54,8 +70,8 @@ def main() -> None:
     except ModuleNotFoundError:
         raise ValueError("optuna is not installed: pip install '.[search]'") from None
 
-    sweep = yaml.safe_load(options.sweep.read_text())
-    words = [word for word in sweep["command"] if "=" in word]
+    sweep = read_sweep(options.sweep)
+    words = [word for word in sweep["command"] if isinstance(word, str) and "=" in word]
     options.runs.mkdir(parents=True, exist_ok=True)
     study = optuna.create_study(
         study_name=options.sweep.stem,

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from stn.experiments import build, zoo
 from stn.experiments.command import ROOT, run, runs_folder
+from stn.experiments.results import records
 from stn.experiments.specialisation import measure
 
 KEPT = ("id", "experiment", "schedule", "seed", "steps", "metrics", "commit", "dirty", "data_sha256")
@@ -34,7 +35,7 @@ def main() -> None:
         print(f"measured: {name}", flush=True)
     if not measured:
         raise ValueError("no network of Table 4 with two transformers: `make reproduce-table4` trains them")
-    options.out.write_text(json.dumps(measured, indent=1) + "\n")
+    records.replace(options.out, json.dumps(measured, indent=1) + "\n")
     print(f"written: {options.out}")
 
 

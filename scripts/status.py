@@ -1,7 +1,8 @@
 """Where a table stands: which cells are done, running, stopped, failed or missing, and about how long the rest takes.
 
 A stopped run has a checkpoint but no process: the command that started it goes on with it.  The time left is what the
-steps to go took in records of the same cell, else of the table, divided by the runs that are under way now.
+steps to go took in records of the same cell, else of the table, divided by the runs that are under way now.  It counts
+no cell of whose pace no record tells.  Nothing here touches a run.
 """
 
 import argparse
@@ -12,28 +13,25 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+from hydra import compose, initialize_config_dir
 from rich.console import Console
 from rich.table import Table as RichTable
 
+from stn.experiments import resolvers
 from stn.experiments.command import ROOT, run, runs_folder
 from stn.experiments.results import records, tables
+from stn.experiments.training.lock import held
 
 STATES = ("done", "running", "stopped", "failed", "missing")
 
 
 def unfinished(runs: Path) -> list[records.Record]:
-    """The runs without a result, with `status` running where a process holds their lock, else stopped."""
+    """The runs without a result, with `status` running where a process shows that it is at them, else stopped."""
     found = []
     for path in sorted(runs.rglob("unfinished.json")):
         if (path.parent / "result.json").exists():
             continue
-        try:
-            with FileLock(path.parent / "lock", timeout=0):
-                status = "stopped"
-        except Timeout:
-            status = "running"
-        found.append(records.read(path) | {"status": status})
+        found.append(records.read(path) | {"status": "running" if held(path.parent) else "stopped"})
     return found
 
 
@@ -55,10 +53,13 @@ def main() -> None:
     parser.add_argument("--seeds", default="0", help="such as 0,1,2 or range(3); default: 0")
     parser.add_argument("--runs", type=Path, help="where your own runs are (default: runs)")
     options = parser.parse_args()
+    resolvers.register()
 
     table = tables.load(ROOT / "conf/table" / f"{options.table}.yaml")
     runs, schedule = runs_folder(options.runs), tables.schedule(ROOT / "conf", options.schedule)
-    steps = schedule["schedule"]["steps"]
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):  # a row's classifier may decide
+        steps = {row: compose("config", [f"experiment={row}", f"schedule={options.schedule}"]).schedule.steps
+                 for row in table.rows}  # fmt: skip
     own = [*records.read_runs(runs, smoke=schedule.get("smoke", False)), *unfinished(runs)]
     known = [r for r in [*own, *records.read_kept(ROOT / "results")]
              if tables.belongs(table, r) and r["status"] == "finished"]  # fmt: skip
@@ -86,17 +87,17 @@ def main() -> None:
                     same = [r["seconds"] / r["steps"] for r in known if tables.place(table, r) == (experiment, column)]
                     if record.get("step"):
                         same = [record["seconds"] / record["step"]]
-                    to_go = record.get("steps", steps) - record.get("step", 0)
+                    to_go = record.get("steps", steps[experiment]) - record.get("step", 0)
                     left.append(statistics.fmean(same or paces) * to_go if same or paces else None)
             line.append(", ".join(f"{n} {state}" if len(states) > 1 else state for state, n in Counter(states).items()))
         shown.add_row(row, *line)
     Console().print(shown)
     summary = ", ".join(f"{counts[state]} {state}" for state in STATES)
     at_once = max(1, counts["running"])
-    seconds = sum(one or 0 for one in left) / at_once
-    unknown = " at least, with no record to tell the pace of some" if None in left else ""
-    clock = timedelta(seconds=round(seconds))
-    print(f"{sum(counts.values())} cells: {summary}; about {clock} left, {at_once} at a time{unknown}")
+    known_s = [one for one in left if one is not None]
+    about = f"about {timedelta(seconds=round(sum(known_s) / at_once))} left, {at_once} at a time" if known_s else ""
+    unknown = f"no record tells the pace of {len(left) - len(known_s)} of them" if len(known_s) < len(left) else ""
+    print("; ".join(filter(None, [f"{sum(counts.values())} cells: {summary}", about, unknown])))
 
 
 if __name__ == "__main__":

@@ -41,7 +41,9 @@ def main() -> None:
             rest = "" if smoke else "; where there is none, the kept record"
             console.print(f"own runs, below {runs}: {mine}{rest}")
             shown += 1
-    if not shown:
+    if shown:
+        console.print(tables.legend(table), highlight=False)
+    else:
         console.print(
             f"{table.title}: no run yet" + (f" under schedule {options.schedule}" if options.schedule else "")
         )

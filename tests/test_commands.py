@@ -36,7 +36,6 @@ SMALLEST: dict[str, str | None] = {
     "reproduce-3d": f"SCHEDULE=smoke 'ARGS={TINY} ++data.size_px=32'",
     "reproduce-uses": "SCHEDULE=smoke",
     "reproduce-pooled": f"SCHEDULE=smoke SEEDS=0,1 LAUNCHER=joblib 'ARGS={TINY}'",
-    "reproduce-projection": f"SCHEDULE=smoke 'ARGS={TINY}'",
     "status": "SCHEDULE=smoke",
     "dashboard": None,  # an account of W&B; what it would send is a documented command
     "records": "",

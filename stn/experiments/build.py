@@ -75,6 +75,31 @@ def network(config: Mapping[str, Any], in_shape: tuple[int, ...], classes: int) 
     return build(in_shape=tuple(in_shape), classes=classes, **settings)
 
 
+def shape(config: Mapping[str, Any]) -> tuple[tuple[int, ...], int]:
+    """`in_shape` and the number of classes of a config's `data`, whose values are checked and whose files are not read.
+
+    The classes of photographs are only known from the files: 1 stands for them.
+    """
+    _, kind = _find("data", config)
+    settings = _settings("data", {k: v for k, v in config.items() if k != "root"}, kind, {"root"})
+    return kind.shape(**settings), kind.classes
+
+
+def ensure(config: Mapping[str, Any], root: str | Path) -> None:
+    """Fetch, check or draw the files of a config's `data`, below `root`, where they are not there yet.
+
+    Raises OSError or ValueError, in one line, where that fails.
+    """
+    _, kind = _find("data", config)
+    kind.ensure(root, **_settings("data", {k: v for k, v in config.items() if k != "root"}, kind, {"root"}))
+
+
+def check_objective(config: Mapping[str, Any]) -> None:
+    """Raise ValueError unless an objective of a config's name takes its keys."""
+    _, kind = _find("objective", config)
+    _settings("objective", config, kind, {"precision", "runs", "data_root"})
+
+
 def objective(config: Mapping[str, Any], **where: Any) -> Any:
     """The objective of a config's `objective`; `where` are the folders and the precision that one may need."""
     _, build = _find("objective", config)

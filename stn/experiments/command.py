@@ -1,9 +1,16 @@
-"""What every script shares: where the repository is, and how it ends."""
+"""What every command shares: where the repository is, and how it ends, by itself, in an error or by a signal."""
 
 import logging
+import multiprocessing
+import os
+import shlex
+import signal
 import sys
+import threading
+import time
 import warnings
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -13,6 +20,7 @@ TALKATIVE = (
     "hydra", "wandb", "pytorch_lightning.utilities.rank_zero", "lightning_fabric.utilities.rank_zero",
     "pytorch_lightning.trainer.connectors.checkpoint_connector",
 )  # fmt: skip
+STOP = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def runs_folder(given: Path | None) -> Path:
@@ -36,3 +44,66 @@ def run(main: Callable[[], object]) -> None:
         main()
     except EXPECTED as error:
         sys.exit(f"error: {' '.join(str(error).split())}")
+
+
+# --- signals
+
+
+class Stopped(SystemExit):
+    """A signal ends the program, with exit status 128 + n."""
+
+    def __init__(self, number: int):
+        super().__init__(128 + number)
+        self.name = signal.Signals(number).name
+
+
+def worker() -> bool:
+    """Whether another process of ours started this one: for a share of a sweep (joblib), or of a batch (devices)."""
+    return multiprocessing.parent_process() is not None or int(os.environ.get("LOCAL_RANK", 0)) > 0
+
+
+def stoppable(main: Callable[[], object]) -> None:
+    """Call a program's main; a signal of STOP ends it at once, with one line that says what is safe and how to go on.
+
+    A signal that whoever started the program ignores (nohup) stays ignored.
+    """
+
+    def stop(number: int, frame: object) -> None:
+        raise Stopped(number)
+
+    for number in STOP:
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, stop)
+    try:
+        main()
+    except Stopped as stopped:
+        if not worker():
+            safe = _safe[0]() if _safe else "nothing was computed yet"
+            print(
+                f"stopped by {stopped.name}: {safe}; go on with: {shlex.join(['python', *sys.argv])}", file=sys.stderr
+            )
+        raise
+
+
+_safe: list[Callable[[], str]] = []
+
+
+def tell_when_stopped(safe: Callable[[], str]) -> None:
+    """What says which work is safe; the first one counts: a sweep speaks for its runs."""
+    _safe.append(safe)
+
+
+@cache
+def end_with_parent() -> None:
+    """In a worker: leave signals from the terminal to the first process, and end within a second of it."""
+    first = multiprocessing.parent_process()
+    parent = os.getppid() if first is None else first.pid
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(128 + signal.SIGTERM)  # as a kill would: what it leaves is whole
+
+    threading.Thread(target=watch, daemon=True).start()

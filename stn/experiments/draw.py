@@ -1,6 +1,7 @@
 """Pictures of what a spatial transformer does, as PIL images: fast enough to make while a network trains."""
 
 import math
+from collections.abc import Sequence
 from itertools import product
 
 import torch
@@ -12,10 +13,12 @@ from stn.sampler import regular_grid, sample
 from stn.transforms import Affine3d
 
 GRID_COLOUR = (255, 80, 60)
-BOX_COLOURS = ((230, 30, 30), (30, 180, 60), (40, 90, 240), (240, 170, 20))  # of windows 1 to 4: Table 3 right
+# of windows 1 to 4 (Table 3 right): Okabe and Ito's orange, sky blue, reddish purple and green, for any colour vision
+BOX_COLOURS = ((230, 159, 0), (86, 180, 233), (204, 121, 167), (0, 158, 115))
+WRONG = (213, 94, 0)  # their vermilion
 BOX_COLOUR = (90, 90, 90)
 GAP_PX = 4
-LABEL_PX = 96
+FONT, TEXT_PX = ImageFont.load_default(17), 26  # can be read where 640 px are shown on 390
 
 
 def tile(image: Tensor, side_px: int) -> Image.Image:
@@ -76,11 +79,18 @@ def stack(rows: list[list[Image.Image]], gap_px: int = GAP_PX) -> Image.Image:
     return sheet
 
 
-def below(top: Image.Image, bottom: Image.Image, gap_px: int = GAP_PX) -> Image.Image:
-    """One picture under another on white."""
-    page = Image.new("RGB", (max(top.width, bottom.width), top.height + gap_px + bottom.height), "white")
-    page.paste(top, (0, 0))
-    page.paste(bottom, (0, top.height + gap_px))
+def rows(named: Sequence[tuple[str, Sequence[Image.Image]]]) -> Image.Image:
+    """Rows of pictures, all of one width, on white; the name of each row stands to its left."""
+    margin = max(round(FONT.getlength(name)) for name, _ in named) + 12
+    w, columns = named[0][1][0].width + GAP_PX, max(len(row) for _, row in named)
+    heights = [row[0].height + GAP_PX for _, row in named]
+    page = Image.new("RGB", (margin + columns * w - GAP_PX, sum(heights) - GAP_PX), "white")
+    pen, top = ImageDraw.Draw(page), 0
+    for (name, row), height in zip(named, heights, strict=True):
+        pen.text((4, top + (height - GAP_PX) / 2), name, fill="black", font=FONT, anchor="lm")
+        for i, picture in enumerate(row):
+            page.paste(picture, (margin + i * w, top))
+        top += height
     return page
 
 
@@ -94,24 +104,31 @@ def warps(u: Tensor, source: Tensor, v: Tensor, side_px: int = 112) -> Image.Ima
     ])  # fmt: skip
 
 
-def label(sheet: Image.Image, rows: list[str]) -> Image.Image:
-    """A `stack` with one line of text to the left of each row."""
-    page = Image.new("RGB", (sheet.width + LABEL_PX, sheet.height), "white")
-    page.paste(sheet, (LABEL_PX, 0))
-    pen, font = ImageDraw.Draw(page), ImageFont.load_default(15)
-    height = (sheet.height + GAP_PX) / len(rows)
-    for i, text in enumerate(rows):
-        pen.text((4, (i + 0.5) * height - GAP_PX / 2), text, fill="black", font=font, anchor="lm")
+def words(text: str, width_px: int, wrong: bool = False) -> Image.Image:
+    """One line of text, in the middle of a white strip; what is wrong is in another colour and should say so, too."""
+    page = Image.new("RGB", (width_px, TEXT_PX), "white")
+    fill = WRONG if wrong else "black"
+    ImageDraw.Draw(page).text((width_px / 2, TEXT_PX / 2), text, fill=fill, font=FONT, anchor="mm")
     return page
 
 
-def caption(picture: Image.Image, text: str, colour: str = "black") -> Image.Image:
+def caption(picture: Image.Image, text: str, wrong: bool = False) -> Image.Image:
     """The picture with one line of text below it."""
-    page = Image.new("RGB", (picture.width, picture.height + 20), "white")
+    page = Image.new("RGB", (picture.width, picture.height + TEXT_PX), "white")
     page.paste(picture, (0, 0))
-    ImageDraw.Draw(page).text(
-        (page.width / 2, page.height - 10), text, fill=colour, font=ImageFont.load_default(14), anchor="mm"
-    )
+    page.paste(words(text, picture.width, wrong), (0, picture.height))
+    return page
+
+
+def legend(picture: Image.Image, names: Sequence[str]) -> Image.Image:
+    """The picture, below it what the BOX_COLOURS mean."""
+    page = Image.new("RGB", (picture.width, picture.height + GAP_PX + TEXT_PX), "white")
+    page.paste(picture, (0, 0))
+    pen, x, y = ImageDraw.Draw(page), 2.0, picture.height + GAP_PX + TEXT_PX / 2
+    for name, colour in zip(names, BOX_COLOURS, strict=False):
+        pen.rectangle((x, y - 7, x + 14, y + 7), outline=colour, width=3)
+        pen.text((x + 20, y), name, fill="black", font=FONT, anchor="lm")
+        x += 38 + FONT.getlength(name)
     return page
 
 

@@ -5,7 +5,6 @@ and the weights are safetensors, which hold numbers alone.  Whatever asks for mo
 """
 
 import hashlib
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 from stn.experiments import build
 from stn.experiments.command import ROOT
 from stn.experiments.results import records
+from stn.experiments.results.checks import parsed
 from stn.localisation import complete_state
 
 LARGEST_PX = 1024  # side of an input; a record that asks for more is no record of this code
@@ -157,7 +157,10 @@ def _refuse_targets(name: str, value: Any) -> None:
 def _check_listed(name: str, path: Path, sha256: str, root: Path) -> None:
     """Raise ValueError on kept weights that are not those of results/weights/index.json."""
     index = root / "results/weights/index.json"
-    if path.parent == index.parent and json.loads(index.read_text()).get(name, {}).get("sha256") != sha256:
+    if path.parent != index.parent:
+        return
+    listed = parsed(index.read_bytes(), str(index), f"`git checkout {index}` restores it")
+    if not isinstance(listed, dict) or not isinstance(listed.get(name), dict) or listed[name].get("sha256") != sha256:
         raise ValueError(f"the weights {path} are not those of {index}: `git checkout {path}` restores them")
 
 

@@ -36,7 +36,7 @@ def checkpoint(folder, steps, **changes):
     one = record(**changes) | {"status": "unfinished", "metrics": {}, "step": steps}
     (folder / one["id"]).mkdir(parents=True)
     (folder / one["id"] / "unfinished.json").write_text(json.dumps(one))
-    state = dict.fromkeys(["state_dict", "optimizer_states", "loops", "curve", "seconds"], steps)
+    state = dict.fromkeys(["state_dict", "optimizer_states", "loops", "curve", "seconds"], steps) | {"state_dict": {}}
     torch.save(state, folder / one["id"] / "checkpoint.ckpt")
     return one["id"]
 

@@ -80,7 +80,7 @@ def names(file):
         return tar.getnames()
 
 
-SHORT = ["--tables", "projection", "--seeds", "1", "--schedule", "smoke", "--jobs", "2"]
+SHORT = ["--tables", "pooled", "--seeds", "1", "--schedule", "smoke", "--jobs", "2"]
 WORDS = ["device=cpu", "budget=300000", "schedule.steps=3"]
 
 

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from mirror import serving
 from PIL import Image
 
 from stn.experiments.datasets import cub, synthetic_birds
@@ -215,11 +216,9 @@ def root(birds, tmp_path, monkeypatch):
         raise OSError("no network")
 
     monkeypatch.setattr(urllib.request, "urlopen", nobody)
-    archive = pack(tmp_path / "small.tgz", birds)
-    entry = {
-        "files": {"CUB_200_2011.tgz": {"sha256": hashlib.sha256(archive.read_bytes()).hexdigest()}},
-        "mirrors": ["https://mirror.test/"],
-    }
+    archive = pack(tmp_path / "small.tgz", birds).read_bytes()
+    file = {"sha256": hashlib.sha256(archive).hexdigest(), "bytes": len(archive)}
+    entry = {"files": {"CUB_200_2011.tgz": file}, "mirrors": ["https://mirror.test/"]}
     (tmp_path / "data/cub").mkdir(parents=True)
     (tmp_path / "data/manifest.yaml").write_text(yaml.safe_dump({"cub": entry}))
     return tmp_path / "data"
@@ -235,26 +234,30 @@ def test_an_archive_put_there_by_hand_is_checked_and_used(root):
     assert data.classes == 20
 
 
-def test_an_archive_is_fetched_from_the_mirror(root, monkeypatch):
-    asked = []
+@pytest.fixture
+def mirror(root, monkeypatch):
+    """The mirror of the manifest, on this machine."""
+    monkeypatch.undo()  # of "no network"
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    with serving({"/CUB_200_2011.tgz": (root.parent / "small.tgz").read_bytes()}) as server:
+        text = (root / "manifest.yaml").read_text()
+        (root / "manifest.yaml").write_text(text.replace("https://mirror.test/", server.url))
+        yield server
 
-    def mirror(url, timeout):
-        asked.append(url)
-        return io.BytesIO((root.parent / "small.tgz").read_bytes())
 
-    monkeypatch.setattr(urllib.request, "urlopen", mirror)
+def test_an_archive_is_fetched_from_the_mirror(root, mirror):
     assert len(read(fetch_cub(root)).paths) == 60
-    assert asked == ["https://mirror.test/CUB_200_2011.tgz"]
+    assert mirror.asked == ["/CUB_200_2011.tgz"]
 
 
-def test_other_bytes_than_the_manifest_s_are_refused_in_one_line(root, monkeypatch):
+def test_other_bytes_than_the_manifest_s_are_refused_in_one_line(root, mirror):
     archive = root / "cub/CUB_200_2011.tgz"
     archive.write_bytes(b"something else")
     with pytest.raises(ValueError, match=rf"^{archive} is damaged [^\n]*$"):
         fetch_cub(root)
     archive.unlink()
-    monkeypatch.setattr(urllib.request, "urlopen", lambda *_, **__: io.BytesIO(b"something else"))
-    with pytest.raises(FileNotFoundError, match=rf"^{archive} is missing, and https://mirror.test/ did not [^\n]*$"):
+    mirror.bodies["/CUB_200_2011.tgz"] = b"\x1f\x8b" + bytes(len(mirror.bodies["/CUB_200_2011.tgz"]) - 2)
+    with pytest.raises(FileNotFoundError, match=rf"^{archive} is missing, and {mirror.url} did not [^\n]*$"):
         fetch_cub(root)
     assert list((root / "cub").iterdir()) == []
 

@@ -1,5 +1,6 @@
 """Every experiment and table of conf/: composed as run.py composes it, built, and begun."""
 
+import json
 import runpy
 from itertools import pairwise
 from pathlib import Path
@@ -10,7 +11,7 @@ import yaml
 from composing import compose, compose_raw
 from omegaconf import OmegaConf
 
-from stn.experiments import build
+from stn.experiments import build, preflight
 from stn.experiments.networks.sizing import num_params
 from stn.experiments.results import tables
 from stn.experiments.training.run import plan, schedule_of
@@ -42,7 +43,10 @@ def check_keys():
 
 
 # every schedule under one experiment; every experiment under a schedule that has its own budget and one that has none
-PAIRS = [("mnist_st_cnn_affine", s) for s in SCHEDULES] + [(e, s) for e in EXPERIMENTS for s in ("fast", "paper")]
+OF_SCHEDULE = {"cub_small": "cub_2st_448"}  # one that sets keys of its data
+PAIRS = [(OF_SCHEDULE.get(s, "mnist_st_cnn_affine"), s) for s in SCHEDULES] + [
+    (e, s) for e in EXPERIMENTS for s in ("fast", "paper")
+]
 
 
 @pytest.mark.parametrize(("experiment", "schedule"), sorted(set(PAIRS)))
@@ -140,7 +144,6 @@ def test_table_1_has_the_figures_of_the_paper():
         ("table3", [(82.3, None), (83.1, None), (83.9, None), (84.1, None)]),
         ("table4", [(47.7,), (14.7,), (22.6,), (18.5,), (19.1,), (9.0,), (5.9,), (5.8,), *[(None,)] * 4]),
         ("table5", [(100.0,) * 10, (None,) * 10]),
-        ("projection", [(figures[2],) for figures in TABLE1.values()]),
         ("pooled", [(5.2, 13.2), (5.2, 13.2), (0.8, None), (0.9, None), (0.8, None),
                     (0.8, 3.5), (0.8, 3.5), (0.5, None), (0.6, None), (0.5, None)]),
     ],
@@ -149,6 +152,12 @@ def test_the_other_tables_have_the_figures_of_the_paper(name, rows):
     table = tables.load(ROOT / f"conf/table/{name}.yaml")
     found = [tuple(table.paper.get(row, {}).get(column) for column in table.columns) for row in table.rows]
     assert found == rows
+
+
+def test_a_part_of_a_table_is_a_sweep_of_its_cells():
+    cfg = compose_raw("table=table1")
+    words = [f"{key}={value}" for key, value in cfg.hydra.sweeper.params.items()]
+    assert len(jobs([*words, "experiment=mnist_fcn,mnist_st_fcn_tps", "data/distortion=r,tc"])) == 4
 
 
 def test_table_1_is_a_sweep_of_40_jobs_and_120_with_three_seeds():
@@ -162,3 +171,131 @@ def test_table_1_is_a_sweep_of_40_jobs_and_120_with_three_seeds():
             own = compose_raw("table=table1", *job)
             assert own.table.name == "table1"
             assert f"experiment={own.hydra.runtime.choices.experiment}" in job
+
+
+# --- what cannot be run is refused before anything is made
+
+REFUSED = {  # of mnist_st_cnn_affine's config: key, value, what is said
+    "schedule.batch_size": ("abc", "has to be a whole number, 1 or more"),
+    "schedule.steps": (True, "has to be a whole number, 1 or more"),
+    "schedule.block_steps": (0, "has to be a whole number, 1 or more"),
+    "schedule.bound": (5, r"has to be \{all: norm\}"),
+    "schedule.bound.all": ("x", "has to be a number above 0"),
+    "schedule.lr_scheduler": ("abc", "has to be a mapping with _target_"),
+    "schedule.lr_scheduler._target_": ("StepLR", "is no torch.optim.lr_scheduler.LRScheduler: give a whole path"),
+    "schedule.lr_scheduler.step_size": (0, "StepLR cannot take a step with its arguments"),
+    "schedule.lr_scheduler.gamma": (float("nan"), "a learning rate that is no finite number"),
+    "optimizer._target_": ("torch.optim.LBFGS", "optimizer: LBFGS cannot take a step with its arguments"),
+    "optimizer.lr": (float("nan"), "has to be a number, 0 or more"),
+    "optimizer.momentum": (5, "has to be a number, 0 or more and below 1"),
+    "seed": (True, "has to be a whole number, 0 or more"),
+    "budget": (10**15, "has to be a whole number, 1 or more, up to 1,000,000,000,000, or null"),
+    "threads": (10**9, "has to be a whole number, 1 or more, up to 1,024, or null"),
+    "progress": ("maybe", "has to be true or false"),
+    "experiment_name": ("../../../x", "has to be a name of up to 100 letters"),
+    "schedule_name": ("a/b", "has to be a name of up to 100 letters"),
+    "runs_dir": ("", "has to be a folder's path"),
+    "data": (None, "has to be a mapping"),
+    "data.distortion": (5, "it is a file of conf/data/distortion"),
+    "data.distortion.max_angle_deg": (float("nan"), "has to be a number, 0 or more"),
+    "data.distortion.canvas_px": (10**6, "has to be a whole number, 28 or more, up to 1024"),
+    "data.test_split": ([1], "choose test or valid"),
+    "model.transform": ("afine", "choose one of affine"),
+    "model.pooled": (3, "has to be true or false"),
+    "logger": ({"_target_": "CSVLogger"}, "is no pytorch_lightning.loggers.logger.Logger: give a whole path"),
+}
+
+
+def changed(config, key, value):
+    """The config with another value of a dotted key."""
+    *path, last = key.split(".")
+    for part in path:
+        config[part] = dict(config[part] or {})
+        config = config[part]
+    config[last] = value
+
+
+@pytest.fixture(scope="module")
+def config():
+    words = ("experiment=mnist_st_cnn_affine", "schedule=paper", "optimizer=sgd", "device=cpu")
+    return json.dumps(compose(*words)[0])
+
+
+@pytest.mark.parametrize("key", REFUSED)
+def test_a_value_that_cannot_be_run_is_refused_before_anything_is_made(config, key, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    value, says = REFUSED[key]
+    settings = json.loads(config)
+    if key == "optimizer._target_":
+        settings["optimizer"] = {"lr": 0.1}
+    changed(settings, key, value)
+    with pytest.raises(ValueError, match=rf"^[^\n]*{says}[^\n]*$") as refused:
+        plan(settings, [])
+    assert key.removesuffix("._target_").removesuffix(".step_size").removesuffix(".gamma") in str(refused.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+DELETED = ("seed", "logger", "data", "objective", "schedule.lr_scheduler", "data.root", "data.distortion",
+           "data.distortion.scale", "optimizer.lr", "model.classifier")  # fmt: skip
+
+
+@pytest.mark.parametrize("key", DELETED)
+def test_a_key_that_was_deleted_is_named(config, key):
+    settings = json.loads(config)
+    *path, last = key.split(".")
+    node = settings
+    for part in path:
+        node = node[part]
+    del node[last]
+    with pytest.raises(ValueError, match=rf"^{key}\b[^\n]*$"):
+        plan(settings, [])
+
+
+@pytest.mark.parametrize(("key", "value", "says"), [
+    ("schedule.batch_size", 10**8, r"941 GB, and \d+ GB are free on cpu, are too much for a batch: lower schedule"),
+    ("budget", 10**11, r"1,200 GB, and \d+ GB are free on cpu, are too much for [\d,]+ weights: lower budget=10"),
+])  # fmt: skip
+def test_what_does_not_fit_into_memory_is_refused_before_it_is_allocated(key, value, says):
+    words = ("experiment=mnist_fcn", "schedule=paper", "device=cpu", f"{key}={value}")
+    with pytest.raises(ValueError, match=rf"^{says}[^\n]*$"):
+        plan(compose(*words)[0], [])
+
+
+# --- what a command line asks for is looked at before Hydra runs it
+
+
+@pytest.mark.parametrize(("words", "says"), [
+    (["--experiment=mnist_fcn"], "unknown option --experiment=mnist_fcn: settings have no dashes, such as experiment="),
+    (["experiment=glob(zz*)"], r"experiment=glob\(zz\*\) asks for no run"),
+    (["experiment=mnist_fcn", "seed=range(5,0)"], r"seed=range\(5,0\) asks for no run"),
+    (["-m", "seed=range(100000000)"], r"seed=range\(100000000\) asks for more than 10,000 runs"),
+    (["seed=range(1000)", "budget=range(1000)"], r"budget=range\(1000\) asks for more than 10,000 runs"),
+    (["seed=interval(0,1)"], r"seed=interval\(0,1\): an interval has no end of values"),
+])  # fmt: skip
+def test_a_command_that_asks_for_nothing_or_too_much_is_refused(words, says):
+    with pytest.raises(ValueError, match=rf"^{says}[^\n]*$"):
+        preflight.check(words)
+
+
+def test_the_data_of_a_sweep_are_looked_for_once_before_its_first_run(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(build, "ensure", lambda data, root: asked.append((data["name"], data.get("size_px"), root)))
+    preflight.check(["table=table2", f"data.root={tmp_path}", "seed=0,1,2"])
+    assert asked == [("svhn", 64, str(tmp_path)), ("svhn", 128, str(tmp_path))]
+    asked.clear()
+    preflight.check(["experiment=mnist_fcn"])  # no sweep: the run says what it misses
+    preflight.check(["table=table2", "hydra/launcher=slurm"])  # another machine's disk
+    assert asked == []
+
+
+def test_a_sweep_without_its_data_ends_in_one_line_that_says_how_to_get_them(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"^there are no 64 px crops in [^\n]*: run `make data-svhn`[^\n]*$"):
+        preflight.check(["table=table2", f"data.root={tmp_path}"])
+
+
+def test_data_are_found_in_the_repository_from_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert preflight.place("data") == str(ROOT / "data")
+    assert preflight.place("/elsewhere") == "/elsewhere"
+    (tmp_path / "data").mkdir()
+    assert preflight.place("data") == "data"

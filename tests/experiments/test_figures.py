@@ -12,7 +12,7 @@ from PIL import Image
 
 from stn.experiments import draw
 from stn.experiments.command import ROOT
-from stn.experiments.figures import Untrained, digits, films, house_numbers
+from stn.experiments.figures import Untrained, digits, films, house_numbers, studies
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 NOWHERE = Path("no-such-folder")
@@ -24,16 +24,16 @@ def script():
 
 
 def test_every_picture_of_the_docs_has_a_name_and_a_caption(script):
-    drawn = {path.stem for path in (ROOT / "docs/figures").iterdir() if path.suffix in (".png", ".gif")}
+    drawn = {path.stem for path in (ROOT / "docs/figures").iterdir() if path.suffix in (".png", ".gif", ".svg")}
     assert drawn <= script["FIGURES"].keys()
     assert drawn == yaml.safe_load((ROOT / "docs/figures/captions.yaml").read_text()).keys()
 
 
 def test_named_figures_are_drawn_and_no_others(script, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["figures.py", "figure3", "aliasing", "--out", str(tmp_path)])
+    monkeypatch.setattr(sys, "argv", ["figures.py", "figure3", "aliasing", "results", "--out", str(tmp_path)])
     script["main"]()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["aliasing.png", "figure3.png"]
-    assert capsys.readouterr().out.count("written: ") == 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["aliasing.png", "figure3.png", "results.svg"]
+    assert capsys.readouterr().out.count("written: ") == 3
 
 
 def test_the_names_are_listed_and_unknown_ones_refused(script, tmp_path, monkeypatch, capsys):
@@ -41,7 +41,7 @@ def test_the_names_are_listed_and_unknown_ones_refused(script, tmp_path, monkeyp
     script["main"]()
     assert capsys.readouterr().out.split() == list(script["FIGURES"])
     monkeypatch.setattr(sys, "argv", ["figures.py", "figure9", "--out", str(tmp_path / "out")])
-    with pytest.raises(ValueError, match=r"^unknown figure 'figure9': choose among distortions, figure1_rts, "):
+    with pytest.raises(ValueError, match=r"^unknown figure 'figure9': choose among results, distortions, "):
         script["main"]()
     assert not (tmp_path / "out").exists()
 
@@ -68,8 +68,35 @@ def test_a_film_has_a_frame_for_the_start_and_each_block(script, monkeypatch, tm
     row = films.boxes(seen[20], data.boxes)
     assert len(row) == 2
     left, top, right, bottom = (data.boxes[0] / 84 * 111).round().int().tolist()
-    green = np.array(row[0])[(top + bottom) // 2] == (30, 180, 60)
-    assert set(np.flatnonzero(green.all(1))) >= {left, right}  # the sides of the digit's square
+    square = np.array(row[0])[(top + bottom) // 2] == draw.BOX_COLOURS[1]
+    assert set(np.flatnonzero(square.all(1))) >= {left, right}  # the sides of the digit's square
     path = script["save"](films.film(seen, lambda warp: draw.stack([films.boxes(warp, data.boxes)])), tmp_path / "film")
     with Image.open(path) as film:
         assert film.n_frames == 5
+
+
+def test_each_error_of_a_study_has_a_mark_of_its_own(monkeypatch):
+    """Two errors that are the same lie in two lanes, so neither hides the other."""
+    first, second = (
+        {"config": {"data": {"name": "mnist", "distortion": {"name": "e", "control": control}}, "model": {},
+                    "schedule": {"batch_size": 10}},
+         "experiment": "mnist_fcn", "steps": 100, "metrics": {"test/error": 3.0}}
+        for control in ("corners", "cells")
+    )  # fmt: skip
+    monkeypatch.setattr(studies.records, "read_kept", lambda folder: [first, second])
+    picture = np.asarray(studies.errors(NOWHERE, "e").convert("RGB")).astype(int)
+    picture = picture[studies.LINE + 12 :]  # below the legend
+    for colour in ((213, 94, 0), (0, 114, 178)):
+        assert (np.abs(picture - colour).max(-1) < 16).sum() > 80
+
+
+def test_rows_of_pictures_keep_their_heights_and_names():
+    white, black = (Image.new("RGB", (20, h), c) for h, c in ((30, "blue"), (10, "red")))
+    page = draw.rows([("tall", [white, white]), ("", [black])])
+    assert page.height == 30 + draw.GAP_PX + 10
+    left = page.width - 40 - draw.GAP_PX
+    assert page.getpixel((left, 29)) == page.getpixel((page.width - 1, 0)) == (0, 0, 255)
+    assert page.getpixel((left, 30 + draw.GAP_PX)) == (255, 0, 0)
+    assert page.getpixel((page.width - 1, 39)) == (255, 255, 255)
+    assert np.asarray(page)[:30, : left - 1].min() == 0  # its name
+    assert np.asarray(page)[31:, : left - 1].min() == 255

@@ -36,7 +36,7 @@ def test_where_and_how_a_run_is_computed_changes_nothing(override):
     "override",
     ["seed=1", "budget=100000", "schedule.steps=7", "schedule.block_steps=50", "optimizer.lr=0.04", "optimizer=sgd",
      "schedule.lr_scheduler.pct_start=0.2", "schedule.bound={all: 1.0}", "data.distortion.corner_std_px=3.5",
-     "data/distortion=ps", "model.kernel=nearest", "model.transform=affine", "precision=fp32", "smoke=true"],
+     "data/distortion=e", "model.kernel=nearest", "model.transform=affine", "precision=fp32", "smoke=true"],
 )  # fmt: skip
 def test_what_is_computed_changes_the_identity(override):
     assert name_of(override) != name_of()

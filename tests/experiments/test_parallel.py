@@ -11,6 +11,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 
+from stn.experiments.datasets.fetch import sha256
 from stn.experiments.datasets.svhn import NULL, RenderedNumbers
 from stn.experiments.networks.svhn import build
 from stn.experiments.training.checkpoint import Checkpoint
@@ -32,7 +33,12 @@ def root(tmp_path_factory):
     for split, n in sizes.items():
         np.save(store / f"{split}.npy", rng.integers(0, 256, (n, 64, 64, 3), dtype=np.uint8))
         np.save(store / f"{split}-labels.npy", rng.integers(0, NULL + 1, (n, 5), dtype=np.uint8))
-    index = {"size_px": 64, "numbers": sizes, "dropped": {}, "sha256": dict.fromkeys(sizes, "made")}
+    index = {
+        "size_px": 64,
+        "numbers": sizes,
+        "dropped": {},
+        "sha256": {path.stem: sha256(path) for path in store.iterdir()},
+    }
     (store / "index.json").write_text(json.dumps(index))
     return root
 

@@ -51,11 +51,11 @@ def test_without_a_card_nothing_is_chosen(monkeypatch):
 def test_lightning_is_given_the_card_that_was_chosen(tmp_path):
     job = run.Job({"runs_dir": str(tmp_path)}, [], {}, {}, "one")
     with mock.patch.object(run.pl, "Trainer", return_value=mock.Mock(spec=run.pl.Trainer)) as trainer:
-        run.trainer(job, torch.device("cuda", 1))
+        run.trainer(job, torch.device("cuda", 1), [])
         assert trainer.call_args.kwargs["devices"] == [1]
-        run.trainer(job, torch.device("cuda", 0), 2)
+        run.trainer(job, torch.device("cuda", 0), [], 2)
         assert trainer.call_args.kwargs["devices"] == 2  # all processes of one run
-        run.trainer(job, torch.device("cpu"))
+        run.trainer(job, torch.device("cpu"), [])
         assert trainer.call_args.kwargs["devices"] == 1
 
 

@@ -38,6 +38,26 @@ def test_a_write_that_fails_leaves_the_old_file_whole(tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["result.json"]
 
 
+def test_a_record_in_which_a_digit_was_changed_is_refused(tmp_path):
+    path = tmp_path / "result.json"
+    records.write(path, record(error=91.20))
+    path.write_text(path.read_text().replace("91.2", "1.2"))
+    with pytest.raises(
+        ValueError, match=rf"^the record {path} is damaged \(it is not as the run wrote it\): delete it"
+    ):
+        records.read(path)
+
+
+def test_a_symbolic_link_is_replaced_and_not_written_through(tmp_path):
+    other = tmp_path / "other"
+    other.write_text("mine")
+    for link in ("config.json", ".config.json.tmp"):
+        (tmp_path / link).symlink_to(other)
+    assert records.replace(tmp_path / "config.json", "new")
+    assert (other.read_text(), (tmp_path / "config.json").read_text()) == ("mine", "new")
+    assert not (tmp_path / "config.json").is_symlink()
+
+
 def test_a_file_that_says_the_same_is_not_written_again(tmp_path):
     path = tmp_path / "page.md"
     assert records.replace(path, "one\n")
@@ -180,7 +200,7 @@ def test_a_new_run_is_one_more_line_and_no_line_changes(tmp_path):
     odd = path.read_text().replace(", ", " ,  ")  # as nobody writes it, and yet the same
     path.write_text(odd)
     again = record(seed=1, error=9.0, curve=CURVE)
-    new = records.keep([again, record(seed=0, curve=CURVE), record(seed=2, error=None)], tmp_path)
+    new = records.keep([again, record(seed=0, curve=CURVE)], tmp_path)
     assert new == [record(seed=0)["id"]]
     lines = path.read_text().splitlines(keepends=True)
     assert len(lines) == 2
@@ -202,9 +222,21 @@ def test_machines_and_data_are_named_once(tmp_path):
     assert not any({"versions", "device", "data_sha256", "curve"} & set(line) for line in lines)
 
 
-def test_smoke_and_failed_runs_are_never_kept(tmp_path):
-    assert records.keep([record(smoke=True), record(seed=1, error=None)], tmp_path) == []
+def test_smoke_runs_are_never_kept(tmp_path):
+    assert records.keep([record(smoke=True)], tmp_path) == []
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failed_run_is_kept_as_one_until_it_finishes(tmp_path):
+    failed = record(error=None, curve=CURVE[:2])
+    for _ in range(2):
+        records.keep([failed], tmp_path)
+        (kept,) = records.read_kept(tmp_path)
+        assert (kept["status"], kept["failure"], kept["failed_step"]) == ("failed", failed["failure"], 3)
+    assert records.keep([record(curve=CURVE)], tmp_path) == [failed["id"]]
+    (kept,) = records.read_kept(tmp_path, curves=True)
+    assert (kept["status"], kept["metrics"], len(kept["curve"])) == ("finished", {"test/error": 2.0}, 84)
+    assert records.keep([failed], tmp_path) == []
 
 
 @pytest.mark.parametrize("line", ["{", "[]", "{}", '{"id": "x"}', "\xff", json.dumps(record() | {"environment": "no"})])

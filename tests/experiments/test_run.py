@@ -27,10 +27,10 @@ SMOKE = ["experiment=mnist_st_fcn_affine", *QUICK]
 LONG = [*SMOKE, "schedule.steps=600", "schedule.block_steps=20", "schedule.batch_size=64", "checkpoint_every_s=0"]
 NAME = r"mnist_st_fcn_affine-r-smoke-seed0-[0-9a-f]{10}"
 RECORD_KEYS = [
-    "version", "id", "experiment", "schedule", "seed", "status", "metrics", "params", "steps", "seconds", "core_seconds",
-    "samples_per_s", "precision", "budget", "smoke", "synthetic", "in_shape", "classes", "config", "revisions",
-    "overrides", "versions", "device", "threads", "commit", "dirty", "data_sha256", "sessions",
-    "finished_at", "curve",
+    "version", "id", "experiment", "schedule", "seed", "status", "metrics", "params", "steps", "seconds",
+    "core_seconds", "samples_per_s", "precision", "budget", "smoke", "synthetic", "in_shape", "classes", "config",
+    "revisions", "overrides", "versions", "device", "threads", "commit", "dirty", "data_sha256", "sessions",
+    "finished_at", "curve", "weights_sha256", "sha256",
 ]  # fmt: skip
 
 
@@ -66,7 +66,7 @@ def sweep(tmp_path_factory):
     """The program twice over the same sweep: what it said, and the two runs."""
     folder = tmp_path_factory.mktemp("sweep")
     overrides = ["table=table1", "hydra.sweeper.params=null", "experiment=mnist_st_fcn_affine", "schedule=smoke",
-                 "progress=false", "threads=1", "device=cpu", "schedule.bound=null", "optimizer.lr=1e30,0.01",
+                 "progress=false", "threads=1", "device=cpu", "schedule.bound=null", "optimizer.lr=1e15,0.01",
                  f"runs_dir={folder}/runs"]  # fmt: skip
     env = {"WANDB_MODE": "offline", "WANDB_API_KEY": "k" * 40, "HOME": str(folder / "home")}
     first = run(*overrides, **env)
@@ -74,7 +74,7 @@ def sweep(tmp_path_factory):
     before = times(folder / "runs")
     again = run(*overrides, **env)
     return SimpleNamespace(
-        first=first, again=again, failed=found[1e30], finished=found[0.01], before=before, after=times(folder / "runs"),
+        first=first, again=again, failed=found[1e15], finished=found[0.01], before=before, after=times(folder / "runs"),
         home=env["HOME"], key=env["WANDB_API_KEY"],
     )  # fmt: skip
 
@@ -84,7 +84,7 @@ def test_a_finished_run_leaves_its_weights_and_a_record_with_every_key(sweep):
     assert list(record) == RECORD_KEYS
     assert (record["version"], record["status"], record["experiment"]) == (2, "finished", "mnist_st_fcn_affine")
     assert record["id"] == sweep.finished.name
-    assert (record["seed"], record["schedule"], record["budget"], record["steps"]) == (0, "smoke", 150_000, 6)
+    assert (record["seed"], record["schedule"], record["budget"], record["steps"]) == (0, "smoke", None, 6)
     assert (record["threads"], record["synthetic"], record["smoke"]) == (1, False, True)
     assert "optimizer.lr=0.01" in record["overrides"]
     assert [entry["step"] for entry in record["curve"]] == [3, 6]
@@ -130,16 +130,18 @@ def test_the_same_sweep_again_touches_nothing_and_says_so(sweep):
         path: time for path, time in sweep.after.items() if path.parent in runs
     }
     assert any(
-        re.match(rf"{sweep.finished.name}: finished, test/error .* % already, in ", line)
-        for line in sweep.again.err.splitlines()
+        re.match(r"\[2 of 2\] optimizer.lr=0.01: test/error .* %, as before", line)
+        for line in sweep.again.out.splitlines()
     )
     assert sweep.again.code != 0  # the failed one is still to be looked at
     assert f"error: {sweep.failed.name} failed before: " in sweep.again.err
 
 
-def test_a_sweep_says_which_of_its_runs_is_next(sweep):
-    lines = [line for line in sweep.first.out.splitlines() if re.match(r"\[\d of \d", line)]
-    assert [line[:8] for line in lines] == ["[1 of 2]", "[2 of 2]"]
+def test_a_sweep_says_in_one_line_how_a_run_ended(sweep):
+    _, first, second, *_ = sweep.first.out.splitlines()
+    assert first == "[1 of 2] optimizer.lr=1000000000000000.0: failed"
+    error = read(sweep.finished)["metrics"]["test/error"]
+    assert re.fullmatch(rf"\[2 of 2\] optimizer.lr=0.01: test/error {error:.2f} % in 0:\d\d:\d\d", second)
 
 
 def wandb_log(folder):
@@ -191,10 +193,10 @@ def test_what_wandb_gets_as_config_names_no_key_host_or_home(sweep):
 
 def checkpoint_of(process, folder, than=0):
     """The checkpoint below a running program's folder, as soon as it is there and newer than a time in ns."""
-    end = time.monotonic() + 60
+    end = time.monotonic() + 200
     while not (found := [path for path in folder.rglob("*.ckpt") if path.stat().st_mtime_ns > than]):
         assert process.poll() is None, process.communicate()
-        assert time.monotonic() < end, f"no new checkpoint below {folder} after a minute"
+        assert time.monotonic() < end, f"no new checkpoint below {folder}"
         time.sleep(0.005)
     return found[0]
 
@@ -226,7 +228,9 @@ def story(tmp_path_factory):
 def test_a_run_that_another_process_is_at_is_refused_in_one_line(story):
     second = run(*LONG, f"runs_dir={story.parts.parent}")
     assert second.code == 1
-    assert re.fullmatch(rf"error: another process is at this run already: {story.parts}\b[^\n]*\n", second.err)
+    loading, said = second.err.splitlines()
+    assert loading == "mnist_st_fcn_affine, seed 0: loading PyTorch"
+    assert re.fullmatch(rf"error: another process is at this run already: {story.parts}\b.*", said)
 
 
 def test_a_run_killed_and_interrupted_ends_in_the_bits_of_an_uninterrupted_one(story):
@@ -235,7 +239,12 @@ def test_a_run_killed_and_interrupted_ends_in_the_bits_of_an_uninterrupted_one(s
     story.interrupted.send_signal(signal.SIGCONT)
     _, err = story.interrupted.communicate(timeout=30)
     assert time.monotonic() - before < 10
-    assert story.interrupted.returncode != 0
+    assert story.interrupted.returncode == 128 + signal.SIGINT
+    *_, said = err.splitlines()
+    safe = torch.load(story.parts / "checkpoint.ckpt", weights_only=True)["curve"][-1]["step"]
+    assert said.startswith(
+        f"stopped by SIGINT: {safe} of 600 steps of {story.parts.name} are safe; go on with: python "
+    )
     assert "Traceback" not in err
     assert f"{story.parts.name}: goes on from {story.parts / 'checkpoint.ckpt'}" in err
     assert not (story.parts / "result.json").exists()
@@ -260,11 +269,11 @@ REFUSED = {
     "experiment=mnist_fnc": ["experiment=mnist_fnc", "mnist_fcn", "mnist_st_cnn_tps"],
     "table=table9": ["table=table9", "table1"],
     "model.transform=afine": ["model.transform='afine'", "affine", "projective", "tps"],
-    "schedule=quickest": ["schedule=quickest", "fast", "onecycle", "onecycle_60k", "paper", "smoke"],
+    "schedule=quickest": ["schedule=quickest", "fast", "onecycle", "paper", "smoke"],
     "logger=tensorboard": ["logger=tensorboard", "none", "wandb"],
-    "data/distortion=rst": ["data/distortion=rst", "e, p, ps, r, rts, tc"],
+    "data/distortion=rst": ["data/distortion=rst", "e, p, r, rts, tc"],
     "data.distortion=rts": ["data.distortion=rts", "data/distortion=rts"],
-    "data.distortion.name=rst": ["data.distortion.name='rst'", "r, rts, p, ps, e, tc"],
+    "data.distortion.name=rst": ["data.distortion.name='rst'", "r, rts, p, e, tc"],
     "+data.distortion.patches=3": ["data.distortion.patches"],
     "model.name=mnistt": ["model.name='mnistt'", "mnist, "],
     "+model.out_px=3": ["model.out_px"],

@@ -49,7 +49,7 @@ def test_every_error_in_the_prose_is_a_record_s():
 def test_the_ratios_of_p_over_e_are_those_of_the_records(std, control):
     found = []
     for experiment, steps in (("mnist_fcn", 8000), ("mnist_cnn", 1500), ("mnist_st_fcn_tps", 6000)):
-        p, e = (studies.results(study, KEPT)[experiment, study, None, steps] for study in ("p", "e"))
+        p, e = (studies.results(study, KEPT)[experiment, study, None, steps, 64] for study in ("p", "e"))
         found.append(f"{studies.error(p[std]) / studies.error(e[control]):.2f}")
     assert f"P with {std} px over E with {control} gives {found[0]}, {found[1]} and {found[2]}" in " ".join(
         PAGE.split()
@@ -67,5 +67,6 @@ def test_every_row_of_a_study_has_one_model_and_one_number_of_steps(of_p):
 def test_a_study_is_a_table_beside_the_paper(of_p):
     some = [changed(of_p, corner_std_px=value, error=value) for value in (2.0, 5.0)]
     head, _, line = studies.markdown("p", some).splitlines()
-    assert head == "| Model | Steps | 2 px | 5 px | Paper |"
-    assert line.endswith(f"| {of_p['steps']:,} | 2.00 | 5.00 | {studies.paper((of_p['experiment'], 'p', None, 0))} |")
+    assert head == "| Model | Steps x batch | 2 px | 5 px | Paper |"
+    paper = studies.paper((of_p["experiment"], "p", None, 0, 0))
+    assert line.endswith(f"| {of_p['steps']:,} x 64 | 2.00 | 5.00 | {paper} |")

@@ -1,18 +1,19 @@
 """SVHN's format 1, the store of crops, the data set and the rendered numbers, on archives of a few pictures."""
 
+import hashlib
 import io
 import json
 import os
 import shutil
 import tarfile
-import threading
+from concurrent.futures.process import BrokenProcessPool
 from functools import partial
-from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import h5py
 import numpy as np
 import pytest
 import torch
+from mirror import serving
 from PIL import Image
 
 from stn.experiments.datasets import digitstruct, rendered, svhn
@@ -79,6 +80,18 @@ def test_many_records_are_read_by_processes_in_their_order(tmp_path, monkeypatch
     found = digitstruct.read(tmp_path / "digitStruct.mat", progress=False)
     assert [n.name for n in found] == names
     assert [n.digits[0, 4] for n in found] == list(range(1, 11))
+
+
+def test_a_script_without_a_main_guard_is_told_so(tmp_path, monkeypatch):
+    class Broken:
+        def __init__(self, **_):
+            raise BrokenProcessPool
+
+    monkeypatch.setattr(digitstruct, "PART", 1)
+    monkeypatch.setattr(digitstruct, "ProcessPoolExecutor", Broken)
+    digitstruct.write(tmp_path / "digitStruct.mat", [number(f"{i}.png", (0, 0, 1, 1, 1)) for i in (1, 2)])
+    with pytest.raises(ValueError, match=r'^[^\n]* call this below `if __name__ == "__main__":` of your script'):
+        digitstruct.read(tmp_path / "digitStruct.mat", progress=False)
 
 
 def test_what_is_no_digit_struct_is_named_in_one_line(tmp_path):
@@ -299,10 +312,44 @@ def test_without_a_store_one_line_says_how_to_get_it(tmp_path, kind):
     assert kind is RenderedNumbers or "data=svhn_rendered" in str(e.value)
 
 
-def test_a_store_that_lost_a_file_is_not_taken_for_whole(data, folder):
-    np.save(folder / "64px" / "train.npy", np.zeros((3, 64, 64, 3), np.uint8))
-    with pytest.raises(ValueError, match=r"train\.npy is not whole: delete"):
+def zeros(store):
+    with open(store / "train.npy", "r+b") as file:
+        file.seek(5000)
+        file.write(bytes(1000))
+
+
+def other_labels(store):
+    np.save(store / "train-labels.npy", np.zeros((9, 5), np.uint8))
+
+
+def without_labels(store):
+    index = json.loads((store / "index.json").read_text())
+    sums = {name: digest for name, digest in index["sha256"].items() if "labels" not in name}
+    (store / "index.json").write_text(json.dumps(index | {"sha256": sums}))
+
+
+@pytest.mark.parametrize(
+    ("damage", "file"),
+    [
+        pytest.param(zeros, "train.npy", id="zeros in the middle"),
+        pytest.param(lambda s: shutil.copy(s / "valid.npy", s / "test.npy"), "test.npy", id="valid as test"),
+        pytest.param(other_labels, "train-labels.npy", id="other labels"),
+        pytest.param(lambda s: (s / "test-labels.npy").unlink(), "test-labels.npy", id="no labels"),
+        pytest.param(lambda s: (s / "train.npy").write_bytes(b"something else"), "train.npy", id="no array"),
+        pytest.param(without_labels, "index.json", id="an older index"),
+        pytest.param(lambda s: (s / "index.json").write_text("{"), "index.json", id="half an index"),
+        pytest.param(lambda s: (s / "index.json").write_text("[1]"), "index.json", id="another index"),
+    ],
+)  # fmt: skip
+def test_every_byte_of_a_store_is_what_its_index_says(data, folder, damage, file):
+    damage(folder / "64px")
+    with pytest.raises(ValueError, match=rf"^{folder}/64px/{file} [^\n]*: delete {folder}/64px and [^\n]*$"):
         RenderedNumbers(folder.parent, 64)
+
+
+def test_the_record_has_the_checksums_of_the_bytes_that_were_read(data, folder):
+    found = {s: hashlib.sha256((folder / f"64px/{s}.npy").read_bytes()).hexdigest() for s in ("train", "test")}
+    assert data.checksums() == found
 
 
 # --- rendered numbers
@@ -329,51 +376,34 @@ def test_there_are_many_fonts_with_ten_different_digits():
 # --- downloads
 
 
+ARCHIVE = b"\x1f\x8b" + bytes(range(250)) * 400  # it begins as a gzip file does
+
+
 @pytest.fixture
-def server():
-    """Serves 100,000 bytes; with `stop` it sends half of what is asked."""
-
-    asked = []
-
-    class Handler(BaseHTTPRequestHandler):
-        content = bytes(range(250)) * 400
-        stop = False
-
-        def do_GET(self):
-            start = int(self.headers.get("Range", "bytes=0-")[6:-1])
-            asked.append(start)
-            self.send_response(206 if start else 200)
-            self.end_headers()
-            body = self.content[start:]
-            self.wfile.write(body[: len(body) // 2] if Handler.stop else body)
-
-        def log_message(self, *_):
-            pass
-
-    httpd = HTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=httpd.serve_forever, daemon=True).start()
-    Handler.asked = asked
-    yield Handler, f"http://127.0.0.1:{httpd.server_port}/train.tar.gz"
-    httpd.shutdown()
-    httpd.server_close()
+def server(monkeypatch):
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    with serving({"/train.tar.gz": ARCHIVE}) as server:
+        yield server
 
 
 def test_a_download_that_stopped_goes_on_until_it_is_whole(server, tmp_path):
-    handler, url = server
-    path = tmp_path / "svhn" / "train.tar.gz"
-    handler.stop = True
-    with pytest.raises(OSError, match=r"gave 50000 bytes of 100000: run the same command again"):
-        download(url, path, 100_000)
+    def half(request):
+        request.begin("Content-Length", len(ARCHIVE))
+        request.wfile.write(ARCHIVE[:50_000])
+
+    url, path = f"{server.url}train.tar.gz", tmp_path / "svhn" / "train.tar.gz"
+    server.bodies = {"/train.tar.gz": half}
+    with pytest.raises(OSError, match=rf"gave 50000 bytes of {len(ARCHIVE)}: run the same command again"):
+        download(url, path, len(ARCHIVE))
     assert not path.exists()
-    handler.stop = False
-    download(url, path, 100_000)
-    download(url, path, 100_000)  # nothing left to do
-    assert path.read_bytes() == handler.content
-    assert handler.asked == [0, 50_000]
+    server.bodies = {"/train.tar.gz": ARCHIVE}
+    download(url, path, len(ARCHIVE))
+    download(url, path, len(ARCHIVE))  # nothing left to do
+    assert path.read_bytes() == ARCHIVE
+    assert server.starts == [0, 50_000]
 
 
 def test_a_download_of_another_size_is_not_taken(server, tmp_path):
-    _, url = server
-    with pytest.raises(OSError, match=r"gave 100000 bytes of 70000"):
-        download(url, tmp_path / "train.tar.gz", 70_000)
+    with pytest.raises(OSError, match=rf"it offers {len(ARCHIVE)} bytes of 70000"):
+        download(f"{server.url}train.tar.gz", tmp_path / "train.tar.gz", 70_000)
     assert list(tmp_path.iterdir()) == []

@@ -45,14 +45,14 @@ def results(folder):
 def check_sweep_with_a_failing_cell(folder, launcher, **env):
     """Two cells at once, one of which fails: both are recorded, and the command says so at its end."""
     code, said = sweep(
-        "experiment=mnist_fcn", *TINY, "schedule.bound=null", "optimizer.lr=1e30,0.02", f"runs_dir={folder}",
+        "experiment=mnist_fcn", *TINY, "schedule.bound=null", "optimizer.lr=1e15,0.02", f"runs_dir={folder}",
         *launcher, **env,
     )  # fmt: skip
     found = {record["config"]["optimizer"]["lr"]: record for record in results(folder)}
-    assert {lr: record["status"] for lr, record in found.items()} == {1e30: "failed", 0.02: "finished"}, said
+    assert {lr: record["status"] for lr, record in found.items()} == {1e15: "failed", 0.02: "finished"}, said
     assert code == 1
     assert "Traceback" not in said
-    assert f"error: {found[1e30]['failure']}" in said.splitlines()
+    assert f"error: {found[1e15]['failure']}" in said.splitlines()
 
 
 @needs("hydra_plugins.hydra_joblib_launcher")
@@ -95,14 +95,14 @@ def test_ray_runs_the_jobs_of_a_killed_node_again_on_another_where_they_stood(tm
             time.sleep(0.05)
         assert results(tmp_path) == []
         cluster.remove_node(node, allow_graceful=False)
-        out, err = process.communicate(timeout=550)
+        _, err = process.communicate(timeout=550)
     finally:
         cluster.shutdown()
     assert process.returncode == 0, err
     found = results(tmp_path)
     assert sorted((record["seed"], record["status"]) for record in found) == [(seed, "finished") for seed in range(3)]
     assert all([entry["step"] for entry in record["curve"]] == list(range(20, 1501, 20)) for record in found)
-    assert len(re.findall(r"goes on from \S+checkpoint.ckpt", out + err)) == 1
+    assert sum(len(record["sessions"]) for record in found) == 4  # one of the three went on elsewhere
 
 
 def test_the_error_of_a_diverged_run_survives_the_way_back_from_a_worker():

@@ -13,9 +13,10 @@ import pytest
 from examples import TABLE, record, save
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
+from scipy.stats import binomtest
 
 from stn.experiments.command import ROOT
-from stn.experiments.results import records, tables, weights
+from stn.experiments.results import cells, records, tables, weights
 
 KNOWN = [tables.load(path) for path in sorted((ROOT / "conf/table").glob("*.yaml"))]
 
@@ -104,7 +105,7 @@ def test_a_cell_says_whether_runs_are_missing_or_failed():
         record("mnist_cnn", error=0.5, seed=0),
         record("mnist_cnn", error=None, seed=1),
     ]
-    assert text(*found) == ["1.23", "failed", "0.50, 1 failed", "-"]
+    assert text(*found) == ["1.23 ± 0.22 (1)", "failed", "0.50 ± 0.14 (1), 1 failed", "-"]
 
 
 @pytest.mark.parametrize(
@@ -123,11 +124,65 @@ def test_a_run_that_differs_from_its_row_is_in_no_table(override):
      "precision=fp32", "devices=2", "accumulate=2", "hydra/launcher=joblib", "data=mnist"],
 )  # fmt: skip
 def test_a_run_of_the_row_on_another_machine_is_in_the_table(override):
-    assert text(record(extra=[override])) == ["2.00", "-", "-", "-"]
+    assert text(record(extra=[override])) == ["2.00 ± 0.27 (1)", "-", "-", "-"]
 
 
 def test_other_experiments_and_other_columns_are_in_no_cell():
     assert text(record("mnist_other"), record(distortion="rts")) == ["-", "-", "-", "-"]
+
+
+@pytest.mark.parametrize("images", [100, 1000, 10_000])
+@pytest.mark.parametrize("percent", [0.0, 2.0, 16.0, 100.0])
+def test_the_interval_of_one_run_is_wilsons(percent, images):
+    of_scipy = binomtest(round(percent * images / 100), images).proportion_ci(0.95, method="wilson")
+    assert cells.half_width(percent, images) == pytest.approx(50 * (of_scipy.high - of_scipy.low), rel=1e-4)
+
+
+def cell(*values, paper=2.0, **changes):
+    whole = {"failed": 0, "paper": paper, "synthetic": False, "images": 10_000} | changes
+    return tables.Cell("a row", "a column", "short", 1000, 987, list(values), **whole)
+
+
+@pytest.mark.parametrize(
+    ("values", "paper", "relation"),
+    [
+        ((2.0,), 2.0, "≈"),
+        ((2.44,), 2.0, "≈"),  # 0.275 and 0.303 in quadrature: 0.41, and 0.05 for the paper's rounding: 0.46
+        ((2.48,), 2.0, ">"),
+        ((1.59,), 2.0, "≈"),
+        ((1.57,), 2.0, "<"),
+        ((2.38, 2.48, 2.58), 2.0, ">"),  # the same spread as of 10,000 images, and 0.11 of the mean over seeds
+        ((1.98, 2.48, 2.98), 2.0, "≈"),  # seeds that differ by more: 0.57
+        ((50.0,), None, "/"),
+        ((), 2.0, "/"),
+    ],
+)
+def test_a_cell_differs_from_the_papers_beyond_both_errors(values, paper, relation):
+    assert cell(*values, paper=paper).relation == relation
+
+
+def test_synthetic_data_and_test_sets_of_unknown_size_compare_with_nothing():
+    assert str(cell(9.0, images=None)) == "9.00"
+    assert cell(9.0, images=None).relation == "/"
+    assert cell(9.0, synthetic=True).beside() == "9.00 ± 0.56 (1) / 2.0"
+
+
+def test_every_recorded_figure_is_a_count_of_its_test_images():
+    """The sizes of the test sets, held against what was measured on them."""
+    for table in KNOWN:
+        for found in records.read_kept(ROOT / "results"):
+            if tables.belongs(table, found):
+                images = cells.TEST_IMAGES[found["config"]["data"]["name"]]
+                count = found["metrics"][table.metric] * images / 100
+                assert count == pytest.approx(round(count), abs=1e-3), found["id"]
+
+
+def test_seeds_of_co_localisation_add_up_their_images():
+    found = [record(seed=seed, error=5.0) for seed in range(3)]
+    assert tables.cells(TABLE, found, "short", 1000)[0].images == 10_000
+    for each in found:
+        each["config"]["data"]["name"] = "colocalisation"
+    assert tables.cells(TABLE, found, "short", 1000)[0].images == 300
 
 
 # --- blocks
@@ -143,13 +198,59 @@ def test_the_most_complete_schedule_comes_first_then_the_longest():
     ]
     order = [("short", 1000), ("longer", 1000), ("long", 1000), ("short", 2000)]
     assert tables.schedules(TABLE, found) == order
-    assert text(*found)[0] == "1.00"
+    assert text(*found)[0] == "1.00 ± 0.20 (1)"
     page = tables.markdown(TABLE, found)
     assert page.count("| FCN |") == 4
-    assert "| FCN | 2.00 / 2.1 | - / 3.2 |" in page
-    assert page.index("Schedule `short`: 100 steps, at most 1,000 trainable") < page.index("Schedule `long`: 900 steps")
+    assert "| FCN | 2.00 ± 0.27 (1) ≈ 2.1 | - / 3.2 |" in page
+    assert page.index("Schedule `short`: 100 steps of 10 images; at most 1,000") < page.index("Schedule `long`: 900")
     assert "seed 0; 1 run, 0.5 hours of training in all on a processor, 1 thread, in fp32." in page
     assert page.endswith("- A note.")
+
+
+def test_steps_that_differ_by_classifier_are_told_apart():
+    found = [record(steps=30_000), record("mnist_cnn", steps=10_000)]
+    for each, batch in zip(found, (128, 64), strict=True):
+        each["config"]["schedule"]["batch_size"] = batch
+    page = tables.markdown(TABLE, found)
+    assert "Schedule `short`: 30,000 steps of 128 images (FCN), 10,000 steps of 64 images (CNN); at most" in page
+
+
+def test_rows_without_a_classifier_in_their_name_stand_for_themselves():
+    own = replace(TABLE, rows={"mnist_fcn": "T", "mnist_cnn": "TC"})
+    page = tables.markdown(own, [record(), record("mnist_cnn", steps=150)])
+    assert "100 steps of 10 images (T), 150 steps of 10 images (TC);" in page
+
+
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        ({"name": "mnist", "budget": None}, "the widths that the paper states (256 units, 64 filters), 300 to 987 "),
+        ({"name": "svhn", "width": 0.25}, "0.25 x the paper's widths, 300 to 987 "),
+        ({"name": "cub"}, "steps of 10 images; 300 to 987 "),
+    ],
+    ids=["stated", "scaled", "as it is"],
+)
+def test_without_a_budget_the_widths_and_parameters_are_stated(model, words):
+    found = [record(budget=None), record("mnist_cnn", budget=None, params=300)]
+    for each in found:
+        each["config"]["model"] = model
+    assert f"{words}trainable parameters; seed 0" in tables.markdown(TABLE, found)
+
+
+def test_the_cells_beside_the_papers_are_counted():
+    found = [record(error=9.0), record("mnist_cnn", error=0.5), record(distortion="e", error=3.3)]
+    assert "in fp32.  Beside the paper's 3 figures: 1 below, 1 level, 1 above." in tables.markdown(TABLE, found)
+    assert "Beside" not in tables.markdown(replace(TABLE, paper={}), found)
+
+
+def test_a_page_shows_the_best_block_alone():
+    page = "Before.\n<!-- example -->\nold\n<!-- /example -->\nAfter.\n"
+    filled = tables.into_page(page, TABLE, [record(), record("mnist_cnn"), record(schedule="long", steps=900)])
+    assert (filled.count("Schedule `"), filled.count("Schedule `short`")) == (1, 1)
+    assert filled.startswith("Before.\n<!-- example -->\n\nSchedule")
+    assert filled.endswith("<!-- /example -->\nAfter.\n")
+    assert tables.into_page(filled, TABLE, []).count("No records yet.") == 1
+    assert tables.into_page("No mark.", TABLE, [record()]) == "No mark."
 
 
 def test_the_footnote_names_every_precision():
@@ -163,7 +264,7 @@ def test_a_page_leaves_out_rows_that_a_schedule_was_not_run_with():
     found = [record(), record("mnist_cnn"), record("mnist_cnn", "e", schedule="long", steps=900)]
     short, long = tables.markdown(TABLE, found).split("Schedule `long`")
     rows = [line for line in long.splitlines() if line.startswith(("| FCN", "| CNN"))]
-    assert rows == ["| CNN | - / 1.2 | 2.00 / - |"]
+    assert rows == ["| CNN | - / 1.2 | 2.00 ± 0.27 (1) / - |"]
     assert ["| FCN |" in short, "| CNN |" in short] == [True, True]
     assert "| CNN | failed / 1.2 | - / - |" in tables.markdown(TABLE, [record(), record("mnist_cnn", error=None)])
 
@@ -171,7 +272,7 @@ def test_a_page_leaves_out_rows_that_a_schedule_was_not_run_with():
 def test_a_table_without_figures_of_the_paper_shows_ours_alone():
     own = replace(TABLE, paper={})
     found = tables.cells(own, [record(error=1.0)], "short", 1000)
-    assert tables.grid(own, found) == [["% error", "R", "E"], ["FCN", "1.00", "-"], ["CNN", "-", "-"]]
+    assert tables.grid(own, found) == [["% error", "R", "E"], ["FCN", "1.00 ± 0.20 (1)", "-"]]
 
 
 def test_a_borrowed_row_is_shown_but_makes_no_table_alone():
@@ -185,7 +286,7 @@ def test_synthetic_data_have_a_block_of_their_own_that_says_so():
     real, drawn = record(error=1.0), record(error=7.0, synthetic=True, extra=["data=rendered"], budget=None)
     drawn["config"]["data"]["name"] = "rendered"
     page = tables.markdown(TABLE, [drawn, real])
-    first, second = page.index("| FCN | 1.00 / 2.1"), page.index("| FCN | 7.00 / 2.1")
+    first, second = page.index("| FCN | 1.00 ± 0.20 (1) < 2.1"), page.index("| FCN | 7.00 / 2.1")
     assert first < page.index("**Synthetic data: rendered.**  Schedule `short`: 100 steps") < second
 
 
@@ -256,17 +357,25 @@ def test_the_table_script_shows_own_and_kept_records(script, tmp_path):
     code, shown = script("table.py", "table1", "--schedule", "fast")
     rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in shown.splitlines()]
     assert code == 0
-    assert ["FCN", "1.50 ± 0.71 (2) / 2.1", "- / 5.2", "- / 3.1", "- / 3.2", "- / 13.2"] in rows
+    assert ["FCN", "1.50 ± 0.71 (2) ≈ 2.1", "- / 5.2", "- / 3.1", "- / 3.2", "- / 13.2"] in rows
     assert "own runs, below " in shown
     page = (tmp_path / "results/table1.md").read_text()
-    assert "| FCN | 1.50 ± 0.71 (2) / 2.1 | - / 5.2 | - / 3.1 | - / 3.2 | - / 13.2 |" in page
-    assert "| ST-CNN TPS | - / 0.7 | - / 0.5 | - / 0.8 | - / 1.1 | 0.50 / - |" in page
+    assert "| FCN | 1.50 ± 0.71 (2) ≈ 2.1 | - / 5.2 | - / 3.1 | - / 3.2 | - / 13.2 |" in page
+    assert "| ST-CNN TPS | - / 0.7 | - / 0.5 | - / 0.8 | - / 1.1 | 0.50 ± 0.14 (1) / - |" in page
     lines = list(csv.DictReader((tmp_path / "results/table1.csv").read_text().splitlines()))
     assert len(lines) == 40
     assert lines[0] == {
         "row": "FCN", "column": "R", "schedule": "fast", "budget": "1000", "params": "987", "n": "2", "mean": "1.5",
         "std": "0.7071", "paper": "2.1", "synthetic": "false",
     }  # fmt: skip
+
+
+def test_the_table_script_shows_the_rows_of_a_part(script, tmp_path):
+    save(tmp_path / "runs", record("mnist_cnn", error=1.0, schedule="fast"))
+    code, shown = script("table.py", "table1", "--schedule", "fast")
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in shown.splitlines() if line.startswith("│")]
+    assert (code, rows) == (0, [["CNN", "1.00 ± 0.20 (1) ≈ 1.2", "- / 0.8", "- / 1.5", "- / 1.4", "- / 3.5"]])
+    assert "≈ where they do not" in " ".join(shown.split())
 
 
 def test_the_table_script_shows_one_schedule_and_writes_all(script, tmp_path):
@@ -284,7 +393,7 @@ def test_a_smoke_run_is_shown_as_one_and_reaches_no_file(script, tmp_path):
     code, shown = script("table.py", "table1", "--schedule", "smoke")
     assert code == 0
     assert "smoke: these figures mean nothing" in shown
-    assert "89.50 / 2.1" in shown
+    assert "89.50 ± 0.60 (1) > 2.1" in shown
     assert sorted(path for path in tmp_path.rglob("*")) == before
     assert "89.50" not in script("table.py", "table1")[1]
     script("keep_records.py")
@@ -307,20 +416,20 @@ def test_what_the_table_script_cannot_use_is_said_in_one_line(script, tmp_path):
     assert len(code.splitlines()) == 1
 
 
-def test_finished_runs_are_kept_and_the_pages_made_from_them(script, tmp_path):
+def test_ended_runs_are_kept_and_the_pages_made_from_them(script, tmp_path):
     for page in ("README.md", "docs/more.md"):
         (tmp_path / page).write_text("Before.\n<!-- table1 -->\nold\n<!-- /table1 -->\nAfter.\n")
     save(tmp_path / "runs", record(error=1.0), record(seed=1, error=None), record(seed=2, error=2.0))
     records.keep([record(error=9.0)], tmp_path / "results")
     _, said = script("keep_records.py")
-    assert said.startswith("1 new records in ")
+    assert said.startswith("2 new records in ")
     assert {"written: README.md", "written: docs/more.md", "written: results/table1.csv"} <= set(said.splitlines())
-    kept = [r["metrics"]["test/error"] for r in records.read_kept(tmp_path / "results")]
-    assert kept == [9.0, 2.0]
+    kept = [r["metrics"].get("test/error") for r in records.read_kept(tmp_path / "results")]
+    assert kept == [9.0, None, 2.0]
     _, said = script("keep_records.py")
     assert said.splitlines() == [f"0 new records in {tmp_path / 'results/records.jsonl'}"]
     # the tables are of what is kept alone: 9.0 and 2.0, not the 1.0 that was run again
-    row = "| FCN | 5.50 ± 4.95 (2) / 2.1 | - / 5.2 | - / 3.1 | - / 3.2 | - / 13.2 |"
+    row = "| FCN | 5.50 ± 4.95 (2), 1 failed ≈ 2.1 | - / 5.2 | - / 3.1 | - / 3.2 | - / 13.2 |"
     page = (tmp_path / "README.md").read_text()
     assert page.count(row) == 1
     assert row in (tmp_path / "results/table1.md").read_text()
@@ -379,7 +488,7 @@ def test_the_kept_weights_are_those_that_the_index_lists():
 # --- imports
 
 
-@pytest.mark.parametrize("module", ["report", "cards", "tables", "records", "weights", "curves"])
+@pytest.mark.parametrize("module", ["report", "cards", "tables", "records", "weights", "curves", "prose"])
 def test_what_is_made_from_records_imports_no_pytorch(module):
     absent = {"torch", "pytorch_lightning", "wandb", "hydra"}
     code = f"import sys, stn.experiments.results.{module}; print(*sorted({absent!r} & set(sys.modules)))"

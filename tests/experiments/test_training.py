@@ -1,8 +1,11 @@
 """Schedule, step engine, checkpoint, health and logs, in process; the engine against a plain loop."""
 
+import hashlib
 import logging
 import os
 import re
+import subprocess
+import sys
 from collections import OrderedDict
 from functools import partial
 from math import cos, pi
@@ -13,6 +16,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
+from examples import record
 from pytorch_lightning.loggers import WandbLogger
 from torch import nn
 from torch.utils.data import TensorDataset
@@ -20,13 +24,16 @@ from torch.utils.data import TensorDataset
 from stn import Affine, Affine3d, SpatialTransformer
 from stn.experiments.datasets.mnist import DistortedMnist
 from stn.experiments.networks.mnist import build, fcn
+from stn.experiments.results import records
 from stn.experiments.training import checkpoint
 from stn.experiments.training.checkpoint import Checkpoint
 from stn.experiments.training.classification import Classification, cross_entropy, error
 from stn.experiments.training.engine import Diverged, Training, block_seed
 from stn.experiments.training.environment import pick_precision
 from stn.experiments.training.health import Health
+from stn.experiments.training.job import Job, finished
 from stn.experiments.training.logs import Log
+from stn.experiments.training.progress import Progress
 from stn.experiments.training.schedule import Schedule, parameters
 from stn.localisation import Regression, fully_connected
 
@@ -319,6 +326,25 @@ def test_a_loss_that_is_no_number_stops_training_and_names_its_step(data):
     assert [entry["step"] for entry in module.curve] == [4]
 
 
+def test_weights_that_the_last_step_makes_no_numbers_are_no_finished_run(data):
+    module = engine(data, steps=1, bound={}, lr_scheduler=None)
+    *_, last = module.network.parameters()
+    last.register_hook(lambda gradient: torch.full_like(gradient, float("nan")))
+    with pytest.raises(Diverged, match=r"^the weights classifier\S*bias became nan at step 0: lower "):
+        trainer(1).fit(module)
+
+
+def test_finite_weights_whose_answers_are_no_numbers_are_no_finished_run(data):
+    generator = torch.Generator().manual_seed(0)
+    data.test = TensorDataset(torch.randint(0, 256, (8, 1, 28, 28), generator=generator, dtype=torch.uint8),
+                              torch.zeros(8, dtype=torch.int64))  # fmt: skip
+    module = engine(data)
+    for p in module.network.classifier.parameters():
+        p.data.fill_(1e30)
+    with pytest.raises(Diverged, match=r"^the output in the test became (nan|inf) at step 9: lower "):
+        trainer().test(module, verbose=False)
+
+
 def test_an_unknown_precision_is_refused():
     with pytest.raises(ValueError, match="unknown precision='fp16': choose auto, fp32 or bf16"):
         pick_precision("fp16", nn.Linear(1, 1), CPU)
@@ -348,6 +374,47 @@ def test_a_run_resumed_after_any_block_ends_in_the_bits_of_an_uninterrupted_one(
         assert resumed.curve == whole.curve
 
 
+def test_a_record_names_every_process_that_trained_and_counts_their_core_seconds(data, tmp_path):
+    path = tmp_path / "checkpoint.ckpt"
+    first, second = engine(data), engine(data)
+    first.where, second.where = {"threads": 1}, {"threads": 2}
+    trainer(1, Checkpoint(path, every_s=0.0)).fit(first)
+    trainer().fit(second, ckpt_path=path, weights_only=True)
+    assert second.sessions == [{"threads": 1, "from": 0, "to": 4}, {"threads": 2, "from": 4, "to": 10}]
+    assert second.clock.core_seconds > first.clock.core_seconds > 0
+    assert second.clock.seconds > first.clock.seconds > 0
+
+
+def test_a_checkpoint_of_before_sessions_and_ids_goes_on(data, tmp_path):
+    path = tmp_path / "checkpoint.ckpt"
+    trainer(1, Checkpoint(path, every_s=0.0)).fit(engine(data))
+    state = torch.load(path, weights_only=True)
+    torch.save({key: value for key, value in state.items() if key not in ("sessions", "core_seconds", "id")}, path)
+    checkpoint.check(path, "a run")
+    whole, resumed = engine(data), engine(data, init=1)
+    trainer().fit(whole)
+    trainer().fit(resumed, ckpt_path=path, weights_only=True)
+    assert_same_bits(resumed.network, whole.network)
+    assert [(one["from"], one["to"]) for one in resumed.sessions] == [(4, 10)]
+
+
+STOPPED = """
+import os, runpy, signal, subprocess, sys, time
+clock = runpy.run_path(sys.argv[1])["Clock"]()
+with clock:
+    subprocess.Popen(["sh", "-c", f"sleep 2; kill -CONT {os.getpid()}"])
+    os.kill(os.getpid(), signal.SIGSTOP)
+print(clock.seconds, clock.core_seconds)
+"""
+
+
+def test_the_time_for_which_a_process_is_suspended_is_no_training():
+    from stn.experiments.training import clock
+
+    done = subprocess.run([sys.executable, "-c", STOPPED, clock.__file__], capture_output=True, text=True, check=True)
+    assert all(float(word) < 2 for word in done.stdout.split()), done.stdout
+
+
 def test_checkpoints_are_as_far_apart_as_asked_and_the_last_block_needs_none(data, tmp_path):
     trainer(3, Checkpoint(tmp_path / "checkpoint.ckpt", every_s=1e6)).fit(engine(data))
     assert list(tmp_path.iterdir()) == []
@@ -374,8 +441,13 @@ def test_a_kill_while_a_checkpoint_is_written_leaves_the_last_one_whole(data, tm
 
 @pytest.mark.parametrize(
     "damage",
-    [lambda whole: whole[: len(whole) // 2], lambda whole: b"", lambda whole: b"something else"],
-    ids=["truncated", "empty", "foreign"],
+    [
+        lambda whole: whole[: len(whole) // 2],
+        lambda whole: b"",
+        lambda whole: b"something else",
+        lambda whole: whole[: len(whole) // 2] + bytes([255 - whole[len(whole) // 2]]) + whole[len(whole) // 2 + 1 :],
+    ],
+    ids=["truncated", "empty", "foreign", "one byte"],
 )
 def test_a_damaged_checkpoint_is_named_in_one_line(data, tmp_path, damage):
     path = tmp_path / "checkpoint.ckpt"
@@ -391,6 +463,71 @@ def test_a_checkpoint_of_something_else_is_named_with_what_it_lacks(tmp_path):
     torch.save({"state_dict": {}, "loops": {}}, path)
     with pytest.raises(ValueError, match=r"lacks curve, optimizer_states, seconds: delete it"):
         checkpoint.check(path)
+
+
+def test_a_checkpoint_of_another_run_is_refused(data, tmp_path):
+    path = tmp_path / "checkpoint.ckpt"
+    trainer(1, Checkpoint(path, 0.0, record())).fit(engine(data))
+    checkpoint.check(path, record()["id"])
+    with pytest.raises(ValueError, match=rf"is of another run, {record()['id']}: delete it to start this run afresh$"):
+        checkpoint.check(path, record(seed=1)["id"])
+    assert records.read(tmp_path / "unfinished.json")["step"] == 4
+
+
+def test_a_checkpoint_of_weights_that_are_no_numbers_is_refused(data, tmp_path):
+    path = tmp_path / "checkpoint.ckpt"
+    trainer(1, Checkpoint(path, 0.0)).fit(engine(data))
+    state = torch.load(path, weights_only=True)
+    name, weights = next(iter(state["state_dict"].items()))
+    weights.view(-1)[0] = float("nan")
+    torch.save(state, path)
+    with pytest.raises(ValueError, match=f"holds weights that are no numbers, {name}: delete it"):
+        checkpoint.check(path)
+
+
+# --- a run that is there already
+
+
+@pytest.fixture
+def done(tmp_path):
+    """A finished run of which only the weights are needed, and its job."""
+    example = record(weights_sha256=hashlib.sha256(b"weights").hexdigest())
+    job = Job({"runs_dir": str(tmp_path)}, [], example["config"], example["revisions"], example["id"])
+    job.folder.mkdir()
+    (job.folder / "weights.safetensors").write_bytes(b"weights")
+    records.write(job.folder / "result.json", example)
+    return job
+
+
+def test_a_finished_run_is_its_record(done, caplog):
+    assert finished(done)["metrics"] == {"test/error": 2.0}
+    assert caplog.messages == []
+
+
+def test_weights_that_are_missing_are_told_of_and_altered_ones_refused(done, caplog):
+    again = f"delete {done.folder / 'result.json'} and run it again"
+    (done.folder / "weights.safetensors").write_bytes(b"weightz")
+    with pytest.raises(ValueError, match=f"^the weights .* are not those of the record: {again}$"):
+        finished(done)
+    (done.folder / "weights.safetensors").unlink()
+    assert finished(done)["status"] == "finished"
+    assert caplog.messages == [f"{done.id}: its weights are not here; {again} to make them"]
+
+
+def test_the_record_of_another_seed_is_refused(done):
+    records.write(done.folder / "result.json", record(seed=1))
+    with pytest.raises(ValueError, match=rf"is the record of another run, {record(seed=1)['id']}: move it away"):
+        finished(done)
+
+
+# --- the bar
+
+
+def test_the_bar_shows_steps_within_a_block(capsys):
+    bar = Progress("a run")
+    bar.open(lambda: 7, total=10, desc="a run", unit="step")
+    bar.close()
+    assert "a run:  70%" in capsys.readouterr().err
 
 
 # --- health

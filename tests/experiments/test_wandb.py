@@ -4,6 +4,7 @@ import json
 import os
 import platform
 import runpy
+import signal
 import subprocess
 import sys
 import time
@@ -102,12 +103,16 @@ def test_an_offline_run_is_sent_later_by_wandb_sync(refused):
 @pytest.mark.slow
 def test_a_killed_run_that_goes_on_continues_the_same_wandb_run(tmp_path):
     home = tmp_path / "home"
-    long = ["schedule.steps=8000", "schedule.block_steps=50", "checkpoint_every_s=0"]  # wandb sends every 15 s
+    long = ["schedule.steps=8000", "schedule.block_steps=50", "checkpoint_every_s=0"]
     with serve() as fake:
         first = start(home, fake.url, *long)
         end = time.monotonic() + 120
-        while not any(fake.rows.values()):  # the server has something of it
+        while not list(home.glob("runs/*/checkpoint.ckpt")):
             assert first.poll() is None, first.communicate()
+            assert time.monotonic() < end
+            time.sleep(0.005)
+        first.send_signal(signal.SIGSTOP)  # wandb's own process sends, every 15 s, what it has of it
+        while not any(fake.rows.values()):
             assert time.monotonic() < end
             time.sleep(0.05)
         first.kill()
@@ -166,7 +171,6 @@ def test_where_the_server_goes_away_in_mid_run_training_goes_on_and_one_line_say
         ("3d", ["transformer/warp"]),
         ("uses", ["transformer_maps/det"]),
         ("pooled", ["test/error"]),
-        ("projection", ["test/error"]),
     ],
 )
 def test_the_dashboard_of_a_table_shows_its_runs_and_our_figures_against_the_paper_s(
@@ -176,10 +180,9 @@ def test_the_dashboard_of_a_table_shows_its_runs_and_our_figures_against_the_pap
     runpy.run_path(str(ROOT / "scripts/dashboard.py"), run_name="__main__")
     shown = json.loads(capsys.readouterr().out)
     text = json.dumps(shown)
-    assert shown["workspace"]["entity"] == shown["report"]["project"]["entityName"] == "someone"
-    group = '{"section": "run", "name": "group"}, "op": "=", "value": ' + f'"{table}"'
-    assert group in json.dumps(shown["workspace"])
-    assert group in json.dumps(shown["report"])
+    assert shown["workspace"]["entity"] == shown["report"]["entity"] == "someone"
+    assert shown["workspace"]["runset_settings"]["filters"] == f"Metric(\"Group\") == '{table}'"
+    assert f'"filters": "Group == \'{table}\'"' in json.dumps(shown["report"])
     assert (", ours / paper" in text) == (table not in ("3d", "uses"))  # of which the paper has no figures
     for key in logged:
         assert f'"{key}"' in text
@@ -209,7 +212,7 @@ def test_a_sweep_file_is_one_that_wandb_takes_and_its_command_composes(file):
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         cfg = compose("config", overrides)
     assert cfg.schedule.localisation_lr == 0.03
-    assert cfg.budget == 100_000
+    assert cfg.budget == 150_000
     assert yaml.safe_load((ROOT / "conf/logger/wandb.yaml").read_text())["project"] == sweep["project"]
 
 
@@ -232,7 +235,7 @@ def test_the_search_draws_what_the_sweep_file_names_minimises_it_and_goes_on(tmp
         monkeypatch.setattr(sys, "argv", arguments)
         search["main"]()
     assert [one["schedule"] for one in trained] == ["smoke"] * 5
-    assert {one["budget"] for one in trained} <= {"100000", "150000", "200000", "400000"}
+    assert {one["budget"] for one in trained} <= {"150000", "200000", "300000", "400000"}
     *_, last = capsys.readouterr().out.splitlines()
     best = min(float(one["schedule.localisation_lr"]) for i, one in enumerate(trained) if i != 1)
     assert last.startswith(f"best of 4: schedule.localisation_lr={best} ")

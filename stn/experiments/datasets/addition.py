@@ -10,7 +10,7 @@ from torch import Generator, Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
 from stn.experiments.datasets.distortions import Distortion, Params, build, frozen, frozen_params
-from stn.experiments.datasets.mnist import TEST_SEED, checksum, split_digits
+from stn.experiments.datasets.mnist import TEST_SEED, DistortedMnist, checksum, split_digits
 
 REVISION = 1  # raise it when a change alters an image, a label or how they are drawn
 CHANNELS = 2
@@ -28,13 +28,20 @@ class MnistAddition:
     on_device = True
 
     def __init__(self, root: str | Path, distortion: Mapping[str, Any] | Distortion | str, test_split: str = "test"):
+        self.in_shape = self.shape(distortion, test_split)
         self.distortion = build(distortion)
-        self.in_shape = (CHANNELS, self.distortion.canvas_px, self.distortion.canvas_px)
         (self.digits, self.labels), (digits, labels) = split_digits(root, test_split)
         n = len(digits)
         pairs = torch.stack([torch.arange(n), torch.randperm(n, generator=Generator().manual_seed(TEST_SEED))])
         images = frozen(self.distortion, digits[pairs.flatten()], TEST_SEED).unflatten(0, (CHANNELS, n))
         self.test = TensorDataset(images.transpose(0, 1).contiguous(), labels[pairs].sum(0))
+
+    @staticmethod
+    def shape(distortion: Any, test_split: Any = "test") -> tuple[int, int, int]:
+        """`in_shape`, without reading a file.  Raises ValueError on values that there are no images for."""
+        return CHANNELS, *DistortedMnist.shape(distortion, test_split)[1:]
+
+    ensure = staticmethod(DistortedMnist.ensure)
 
     def test_params(self) -> list[Params]:
         """For each channel what the distortion, a geometric one, drew for the test digits, in the order of `test`."""

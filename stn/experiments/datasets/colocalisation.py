@@ -2,13 +2,14 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Generator, Tensor
 
-from stn.experiments.datasets.distortions import DIGIT_PX, Clutter
-from stn.experiments.datasets.mnist import checksum, load_digits
+from stn.experiments.datasets.distortions import DIGIT_PX, Clutter, is_finite
+from stn.experiments.datasets.mnist import DistortedMnist, checksum, load_digits
 
 REVISION = 1  # raise it when a change alters an image, a label or how they are drawn
 CANVAS_PX = 84
@@ -68,15 +69,7 @@ class CommonDigit:
         box: str,
         seed: int,
     ):
-        if not isinstance(digit, int) or not 0 <= digit <= 9:
-            raise ValueError(f"data.digit={digit!r} is no digit class: choose one of 0 to 9")
-        for key, value, least in (("patches", patches, 0), ("images", images, 2), ("random_crops", random_crops, 1)):
-            if not isinstance(value, int) or value < least:
-                raise ValueError(f"data.{key}={value!r} has to be a whole number, {least} or more")
-        if not isinstance(shift_std_px, int | float) or not 0 <= shift_std_px < CANVAS_PX:
-            raise ValueError(f"data.shift_std_px={shift_std_px!r} has to be a number of px, 0 or more")
-        if box not in ("square", "ink"):
-            raise ValueError(f"unknown data.box={box!r}: choose square or ink")
+        self.shape(digit, patches, images, random_crops, shift_std_px, box, seed)
         digits, labels = load_digits(root, "train")
         (mine,) = (labels == digit).nonzero(as_tuple=True)
         if images > len(mine):
@@ -92,6 +85,27 @@ class CommonDigit:
         self.boxes = squares(params["place"]) if box == "square" else ink(digits[index], params["place"])
         room = CANVAS_PX - DIGIT_PX + 1
         self.places = torch.randint(room, (images, random_crops, 2), generator=generator)  # left, top in px
+
+    @classmethod
+    def shape(
+        cls, digit: Any, patches: Any, images: Any, random_crops: Any, shift_std_px: Any, box: Any, seed: Any
+    ) -> tuple[int, int, int]:
+        """`in_shape`, without reading a file.  Raises ValueError on values that there are no images for."""
+        if type(digit) is not int or not 0 <= digit <= 9:
+            raise ValueError(f"data.digit={digit!r} is no digit class: choose one of 0 to 9")
+        for key, value, least, most in (
+            ("patches", patches, 0, 1000), ("images", images, 2, 60_000), ("random_crops", random_crops, 1, 1000),
+            ("seed", seed, 0, 2**32 - 1),
+        ):  # fmt: skip
+            if type(value) is not int or not least <= value <= most:
+                raise ValueError(f"data.{key}={value!r} has to be a whole number, {least} or more, up to {most:,}")
+        if not is_finite(shift_std_px) or not 0 <= shift_std_px < CANVAS_PX:
+            raise ValueError(f"data.shift_std_px={shift_std_px!r} has to be a number of px, 0 or more")
+        if not isinstance(box, str) or box not in ("square", "ink"):
+            raise ValueError(f"unknown data.box={box!r}: choose square or ink")
+        return cls.in_shape
+
+    ensure = staticmethod(DistortedMnist.ensure)
 
     def to(self, device: torch.device) -> None:
         """Move the images to `device`."""

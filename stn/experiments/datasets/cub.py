@@ -1,6 +1,7 @@
 """CUB-200-2011 (Sect. 4.3): photographs of birds, and which images show which parts of them where."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,6 +36,10 @@ class BirdPhotos(Photos):
     def _excluded(self, path: str | Path | None) -> list[str]:
         if path is None:
             return []
+        if not isinstance(path, str | Path) or not Path(path).is_file():
+            raise ValueError(
+                f"data.excluded={str(path)!r} has to be null or a file: one image a line, as in images.txt"
+            )
         names = Path(path).read_text().split()
         if unknown := sorted(set(names) - {self.listing.names[i] for i in self.test}):
             raise ValueError(f"{path}: {unknown[0]!r} is no test image; one image a line, named as in images.txt")
@@ -74,6 +79,11 @@ class Cub(BirdPhotos):
 
     def __init__(self, root: str | Path, size_px: int, shrink: int | float = 1.0, excluded: str | Path | None = None):
         super().__init__(fetch_cub(Path(root)), size_px, shrink, excluded)
+
+    @staticmethod
+    def ensure(root: str | Path, **settings: Any) -> None:
+        """Fetch, check and unpack the images.  Raises OSError or ValueError, in one line, where that fails."""
+        fetch_cub(Path(root))
 
 
 def _weights(counts: np.ndarray) -> Tensor:

@@ -8,17 +8,15 @@ import os
 import shutil
 import tarfile
 import tempfile
-import urllib.request
 import zlib
 from dataclasses import dataclass
-from http.client import HTTPException
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
-import yaml
 from jaxtyping import Float
 
-from stn.experiments.datasets.fetch import TIMEOUT_S, install, sha256
+from stn.experiments.datasets.fetch import Unwritable, download, manifest, sha256
 from stn.experiments.datasets.photos import Listing
 
 log = logging.getLogger(__name__)
@@ -108,31 +106,26 @@ def fetch_cub(root: Path) -> Path:
     folder = root / "cub" / FOLDER
     if folder.is_dir():
         return folder
-    manifest = root / "manifest.yaml"
-    if not manifest.is_file():
-        raise FileNotFoundError(f"no {manifest}: data.root = {str(root)!r} has to be the data folder of this project")
-    entry = yaml.safe_load(manifest.read_text())["cub"]
+    entry = manifest("cub", root)
     ((name, file),) = entry["files"].items()
     archive = root / "cub" / name
     archive.parent.mkdir(parents=True, exist_ok=True)
     if not archive.is_file():
-        _download(archive, file["sha256"], entry["mirrors"])
+        _download(archive, file, entry["mirrors"])
     elif sha256(archive) != file["sha256"]:
         raise ValueError(f"{archive} is damaged (its sha256 is not the manifest's): delete it and run `make data-cub`")
     unpack(archive, folder)
     return folder
 
 
-def _download(archive: Path, digest: str, mirrors: list[str]) -> None:
+def _download(archive: Path, file: dict[str, Any], mirrors: list[str]) -> None:
     for mirror in mirrors:
         try:
-            with urllib.request.urlopen(f"{mirror}{archive.name}", timeout=TIMEOUT_S) as reply:
-                log.info("fetching %s%s (1.2 GB) into %s", mirror, archive.name, archive.parent)
-                if install(reply, archive, digest):
-                    return
-            log.warning("%s%s holds other bytes than the manifest says", mirror, archive.name)
-        except (OSError, EOFError, HTTPException) as error:
-            log.info("%s does not answer (%s)", mirror, error)
+            return download(f"{mirror}{archive.name}", archive, file["bytes"], file["sha256"])
+        except Unwritable:
+            raise
+        except OSError as error:
+            log.info("%s", error)
     raise FileNotFoundError(
         f"{archive} is missing, and {' nor '.join(mirrors)} did not give the right bytes: put the archive there "
         f"yourself and run `make data-cub`, or train on drawn birds with data=synthetic_birds"

@@ -8,6 +8,7 @@ these is (1, 1) with the value where the image shows one digit, else (n, 1) with
 import tarfile
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 from pathlib import Path
 from typing import NamedTuple
@@ -46,6 +47,11 @@ def read(path: Path, progress: bool = True) -> list[Number]:
                     found += numbers
                     bar.update(len(numbers))
         return found
+    except BrokenProcessPool:  # no fault of the file: they import the script that was started
+        raise ValueError(
+            f"{path} has more than {PART} records, which processes read: "
+            'call this below `if __name__ == "__main__":` of your script, with memory for all cores'
+        ) from None
     except (OSError, KeyError, ValueError, TypeError, RuntimeError, AttributeError) as error:
         why = " ".join(str(error).split())
         raise ValueError(f"{path} is no digitStruct.mat, or a damaged one ({why}): fetch its archive again") from None

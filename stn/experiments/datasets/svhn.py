@@ -1,10 +1,9 @@
 """Street View House Numbers (Sect. 4.2, A.5) from format 1: cropped once into a store that training reads as it is.
 
 `<folder>/<size>px/` is a whole store or not there: `train.npy`, `valid.npy`, `test.npy` (N, S, S, 3) uint8, their
-labels (N, 5) uint8, the digits 0 to 9 and NULL after the last, and `index.json` with counts and checksums.
+labels (N, 5) uint8, the digits 0 to 9 and NULL after the last, and `index.json` with counts and the sha256 of each.
 """
 
-import io
 import json
 import os
 import shutil
@@ -22,6 +21,9 @@ from tqdm import tqdm
 from stn.experiments.datasets import digitstruct
 from stn.experiments.datasets.digitstruct import Number
 from stn.experiments.datasets.fetch import sha256
+from stn.experiments.datasets.mnist import check_split
+from stn.experiments.datasets.photos import decode
+from stn.experiments.results.checks import parsed
 
 REVISION = 1  # raise it when a change alters an image, a label or how they are drawn
 PLACES = 5  # digits at most; longer numbers are dropped
@@ -56,8 +58,8 @@ def crop(png: bytes, number: Number, size_px: int) -> UInt8[np.ndarray, "s s 3"]
     Raises ValueError, in one line, on a picture that cannot be read and on a number outside of it.
     """
     try:
-        picture = Image.open(io.BytesIO(png)).convert("RGB")
-    except (OSError, SyntaxError, ValueError) as error:
+        picture = decode(png).convert("RGB")
+    except ValueError as error:
         raise ValueError(f"{number.name} is no whole picture ({error}): fetch its archive again") from None
     box = window(number, size_px)
     if box[2] <= box[0] or box[3] <= box[1]:
@@ -144,7 +146,7 @@ def prepare(folder: Path, size_px: int, counts: dict[str, int | None]) -> Path:
     files = {split: np.load(partial / f"{split}.npy", mmap_mode="r+") for split in sizes}
     labels = {split: np.load(partial / f"{split}-labels.npy", mmap_mode="r+") for split in sizes}
     progress_file = partial / "progress.json"
-    done: dict[str, int] = json.loads(progress_file.read_text()) if progress_file.exists() else {}
+    done: dict[str, int] = parsed(progress_file.read_bytes(), str(progress_file), f"delete {partial}")
 
     def save(archive: str, count: int) -> None:
         for array in (*files.values(), *labels.values()):
@@ -177,7 +179,7 @@ def prepare(folder: Path, size_px: int, counts: dict[str, int | None]) -> Path:
         save(archive, seen)
     index = {
         "size_px": size_px, "numbers": sizes, "dropped": dropped,
-        "sha256": {split: sha256(partial / f"{split}.npy") for split in sizes},
+        "sha256": {name: sha256(partial / f"{name}.npy") for split in sizes for name in (split, f"{split}-labels")},
     }  # fmt: skip
     _write_json(partial / "index.json", index)
     progress_file.unlink()
@@ -235,21 +237,49 @@ class Svhn:
     )
 
     def __init__(self, root: str | Path, size_px: int, test_split: str = "test"):
-        if test_split not in ("test", "valid"):
-            raise ValueError(f"unknown data.test_split={test_split!r}: choose test or valid")
-        store = Path(root) / self.folder / f"{size_px}px"
-        if not (store / "index.json").exists():
-            raise FileNotFoundError(f"there are no {size_px} px crops in {store}: {self.how}")
-        self.index = json.loads((store / "index.json").read_text())
-        self.in_shape = (3, size_px, size_px)
+        self.in_shape = self.shape(size_px, test_split)
         self.test_split = test_split
+        store = self._store(root, size_px)
+        self.sha256 = self._checksums(store)
         self.images, self.labels = self._load(store, "train")
         self.test = self._load(store, test_split)
 
+    @staticmethod
+    def shape(size_px: Any, test_split: Any = "test") -> tuple[int, int, int]:
+        """`in_shape`, without reading a file.  Raises ValueError on values that there are no crops for."""
+        check_split(test_split)
+        if type(size_px) is not int or not 16 <= size_px <= 1024:
+            raise ValueError(f"data.size_px={size_px!r} has to be a whole number of pixels: 64 or 128")
+        return 3, size_px, size_px
+
+    @classmethod
+    def ensure(cls, root: str | Path, size_px: int, **settings: Any) -> None:
+        """Raise FileNotFoundError, in one line, where the store is not there: a command of its own prepares it."""
+        cls._store(root, size_px)
+
+    @classmethod
+    def _store(cls, root: str | Path, size_px: int) -> Path:
+        store = Path(root) / cls.folder / f"{size_px}px"
+        if not (store / "index.json").exists():
+            raise FileNotFoundError(f"there are no {size_px} px crops in {store}: {cls.how}")
+        return store
+
+    def _checksums(self, store: Path) -> dict[str, str]:
+        """The sha256 of each file of the store, as its index has them."""
+        remedy = f"delete {store} and {self.how}"
+        index = parsed((store / "index.json").read_bytes(), f"{store / 'index.json'}", remedy)
+        sums = index.get("sha256") if isinstance(index, dict) else None
+        if not isinstance(sums, dict) or not {"train", "train-labels", "test", "test-labels"} <= set(sums):
+            raise ValueError(f"{store / 'index.json'} lacks the sha256 of images or labels: {remedy}")
+        return sums
+
     def _load(self, store: Path, split: str) -> tuple[np.ndarray, Int[Tensor, "n 5"]]:
+        """A split's crops and labels, every byte checked against the index, at about 1.5 s a gigabyte."""
+        for name in (split, f"{split}-labels"):
+            path = store / f"{name}.npy"
+            if not path.is_file() or sha256(path) != self.sha256.get(name):
+                raise ValueError(f"{path} is not whole: delete {store} and {self.how}")
         images = np.load(store / f"{split}.npy", mmap_mode="r")
-        if len(images) != self.index["numbers"][split]:
-            raise ValueError(f"{store / split}.npy is not whole: delete {store} and {self.how}")
         return images, torch.from_numpy(np.load(store / f"{split}-labels.npy")).long()
 
     def to(self, device: torch.device) -> None:
@@ -269,7 +299,7 @@ class Svhn:
 
     def checksums(self) -> dict[str, str]:
         """sha256 of the crops of the training and the test split, for the record."""
-        return {"train": self.index["sha256"]["train"], "test": self.index["sha256"][self.test_split]}
+        return {"train": self.sha256["train"], "test": self.sha256[self.test_split]}
 
 
 def _picture(rows: np.ndarray) -> UInt8[Tensor, "b 3 s s"]:

@@ -10,6 +10,7 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -43,6 +44,11 @@ class SyntheticBirds(BirdPhotos):
 
     def __init__(self, root: str | Path, size_px: int, shrink: int | float = 1.0, excluded: str | Path | None = None):
         super().__init__(write(Path(root) / "synthetic_birds"), size_px, shrink, excluded)
+
+    @staticmethod
+    def ensure(root: str | Path, **settings: Any) -> None:
+        """Draw the images where they are not there yet."""
+        write(Path(root) / "synthetic_birds")
 
 
 def write(folder: Path, train: int = TRAIN, test: int = TEST, seed: int = SEED) -> Path:

@@ -8,13 +8,14 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Generator, Tensor
 
-from stn.experiments.datasets.distortions import DIGIT_PX, constant
-from stn.experiments.datasets.mnist import TEST_SEED, checksum, load_digits
+from stn.experiments.datasets.distortions import DIGIT_PX, constant, is_finite
+from stn.experiments.datasets.mnist import TEST_SEED, DistortedMnist, checksum, load_digits
 from stn.sampler import regular_grid, sample
 from stn.transforms import Affine3d
 
@@ -124,18 +125,28 @@ class VoxelMnist:
     on_device = False
 
     def __init__(self, root: str | Path, size_px: int, max_angle_deg: float, thickness_px: float):
-        if not isinstance(size_px, int) or size_px < LEAST_PX:
-            raise ValueError(
-                f"data.size_px={size_px} has to be a whole number of voxels, {LEAST_PX} or more; the paper's is 60"
-            )
-        check_memory(1, size_px, torch.device("cpu"))  # test volumes are rendered there
+        self.in_shape = self.shape(size_px, max_angle_deg, thickness_px)
         self.fits = 0  # volumes of a batch that have been found to fit
-        self.in_shape = (1, size_px, size_px, size_px)
         self.pose = Pose(max_angle_deg, thickness_px)
         self.digits, self.labels = load_digits(root, "train")
         self.test_digits, self.test_labels = load_digits(root, "t10k")
         generator = Generator().manual_seed(TEST_SEED)
         self.test_params = self.pose.draw(len(self.test_digits), generator, torch.float64)
+
+    @staticmethod
+    def shape(size_px: Any, max_angle_deg: Any, thickness_px: Any) -> tuple[int, int, int, int]:
+        """`in_shape`, without reading a file.  Raises ValueError on values that there are no volumes for."""
+        if type(size_px) is not int or size_px < LEAST_PX:
+            raise ValueError(
+                f"data.size_px={size_px!r} has to be a whole number of voxels, {LEAST_PX} or more; the paper's is 60"
+            )
+        for key, value, most in (("max_angle_deg", max_angle_deg, 360), ("thickness_px", thickness_px, VOLUME_PX)):
+            if not is_finite(value) or not 0 <= value <= most:
+                raise ValueError(f"data.{key}={value!r} has to be a number, 0 or more, up to {most}")
+        check_memory(1, size_px, torch.device("cpu"))  # test volumes are rendered there
+        return 1, size_px, size_px, size_px
+
+    ensure = staticmethod(DistortedMnist.ensure)
 
     def to(self, device: torch.device) -> None:
         """Move the training digits to `device`."""

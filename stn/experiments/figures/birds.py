@@ -13,7 +13,7 @@ COLUMNS, SIDE_PX = 8, 112
 
 
 def windows(runs: Path, experiment: str, data: str) -> Image.Image:
-    """The first test image of each of some classes, with the windows of transformers 1, 2, ... in red, green, ..."""
+    """The first test image of each of some classes, with the windows of transformers 1, 2, ..."""
     network, birds = trained(experiment, runs, name=data)
     assert isinstance(network, StCnn)
     labels = birds.listing.labels[birds.test]
@@ -21,4 +21,6 @@ def windows(runs: Path, experiment: str, data: str) -> Image.Image:
     u = torch.cat([batch[0] for batch in birds.test_batches()])[first]
     with torch.no_grad():
         seen = network.windows(u)
-    return draw.stack([[draw.boxes(image, boxes, SIDE_PX) for image, boxes in zip(u, seen, strict=True)]])
+    tiles = [draw.boxes(image, boxes, SIDE_PX) for image, boxes in zip(u, seen, strict=True)]
+    names = [f"window {i + 1}" for i in range(seen.shape[1])]
+    return draw.legend(draw.stack([tiles[: COLUMNS // 2], tiles[COLUMNS // 2 :]]), names)

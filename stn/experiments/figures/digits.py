@@ -11,17 +11,16 @@ from stn.experiments import draw
 from stn.experiments.datasets.mnist import DistortedMnist
 from stn.experiments.figures import SIDE_PX, distorted_mnist, trained
 
-DISTORTIONS = ("r", "rts", "p", "ps", "e", "tc")
+DISTORTIONS = ("r", "rts", "p", "e", "tc")
 
 
-def distortions(runs: Path, columns: int = 11) -> Image.Image:
+def distortions(runs: Path, columns: int = 6) -> Image.Image:
     """A row of training examples for every distortion, each at its own canvas size."""
-    rows, names = [], []
+    rows = []
     for name in DISTORTIONS:
         u, _ = distorted_mnist(name).batch(columns, Generator().manual_seed(1))
-        rows.append([draw.tile(image, SIDE_PX) for image in u])
-        names.append(f"{name.upper()}, {u.shape[-1]} px")
-    return draw.label(draw.stack(rows), names)
+        rows.append((f"{name.upper()}, {u.shape[-1]} px", [draw.tile(image, SIDE_PX) for image in u]))
+    return draw.rows(rows)
 
 
 def by_hand(runs: Path) -> Image.Image:
@@ -30,10 +29,11 @@ def by_hand(runs: Path) -> Image.Image:
     u = u[3:]
     size = (u.shape[2], u.shape[3])
     row = []
-    for theta in (Affine.identity, (0.6, 0.25, 0.1, -0.25, 0.6, -0.05)):
+    for name, theta in (("regular", Affine.identity), ("affine", (0.6, 0.25, 0.1, -0.25, 0.6, -0.05))):
         source = Affine()(torch.tensor([theta]), regular_grid(size))
         v = sample(u, source, size)
-        row += [draw.grid_tile(u[0], source[0], size, 2 * SIDE_PX), draw.tile(v[0], 2 * SIDE_PX)]
+        row.append(draw.caption(draw.grid_tile(u[0], source[0], size, 2 * SIDE_PX), f"{name} grid on U"))
+        row.append(draw.caption(draw.tile(v[0], 2 * SIDE_PX), f"V, {name}"))
     return draw.stack([row])
 
 
@@ -42,33 +42,38 @@ def predictions(network: nn.Module, data: DistortedMnist) -> Tensor:
         return torch.cat([network(u).argmax(1) for u, _ in data.test_batches()])
 
 
-def warp_rows(network: nn.Module, data: DistortedMnist, index: Tensor, baseline: Tensor | None = None) -> Image.Image:
-    """Input, predicted grid, output, and the predicted class below it, red where it is wrong."""
+def warp_rows(network: nn.Module, data: DistortedMnist, index: Tensor) -> list[tuple[str, list[Image.Image]]]:
+    """Input, predicted grid and output as rows of `draw.rows`."""
     u = data.test.tensors[0][index].float() / 255
     (warp,) = trace(network, u)
     size = (warp.v.shape[2], warp.v.shape[3])
-    predicted = predictions(network, data)
-    truth = data.test.tensors[1]
-    bottom = []
-    for i, v in zip(index.tolist(), warp.v, strict=True):
-        text = f"{predicted[i]}" if baseline is None else f"{predicted[i]}, not {baseline[i]}"
-        bottom.append(draw.caption(draw.tile(v, SIDE_PX), text, "black" if predicted[i] == truth[i] else "red"))
-    top = draw.stack([
-        [draw.tile(x, SIDE_PX) for x in u],
-        [draw.grid_tile(x, s, size, SIDE_PX) for x, s in zip(u, warp.source, strict=True)],
-    ])  # fmt: skip
-    return draw.below(top, draw.stack([bottom]))
+    return [
+        ("input", [draw.tile(x, SIDE_PX) for x in u]),
+        ("grid", [draw.grid_tile(x, s, size, SIDE_PX) for x, s in zip(u, warp.source, strict=True)]),
+        ("output", [draw.tile(v, SIDE_PX) for v in warp.v]),
+    ]
 
 
-def first_images(runs: Path, experiment: str, distortion: str, columns: int = 10) -> Image.Image:
+def classes(predicted: Tensor, truth: Tensor, width_px: int = SIDE_PX) -> list[Image.Image]:
+    """The predicted classes; "3, not 5" where 5 is right."""
+    pairs = zip(predicted.tolist(), truth.tolist(), strict=True)
+    return [draw.words(f"{p}" if p == t else f"{p}, not {t}", width_px, wrong=p != t) for p, t in pairs]
+
+
+def first_images(runs: Path, experiment: str, distortion: str, columns: int = 6) -> Image.Image:
     """Figure 1: (a) input, (b) predicted grid, (c) output, (d) prediction, for the first test images."""
-    return warp_rows(*trained(experiment, runs, distortion=distortion), torch.arange(columns))
+    network, data = trained(experiment, runs, distortion=distortion)
+    index = torch.arange(columns)
+    with torch.no_grad():
+        predicted = network(data.test.tensors[0][index].float() / 255).argmax(1)
+    return draw.rows([*warp_rows(network, data, index), ("class", classes(predicted, data.test.tensors[1][index]))])
 
 
-def won(runs: Path, experiment: str, distortion: str, columns: int = 10) -> Image.Image:
-    """Table 1 right: test images that the CNN gets wrong and the ST-CNN right."""
+def won(runs: Path, experiment: str, distortion: str, columns: int = 6) -> Image.Image:
+    """Table 1 right: test images that the CNN gets wrong and the ST-CNN right, and what each says."""
     network, data = trained(experiment, runs, distortion=distortion)
     truth = data.test.tensors[1]
-    baseline = predictions(*trained("mnist_cnn", runs, distortion=distortion))
-    index = ((predictions(network, data) == truth) & (baseline != truth)).nonzero().flatten()
-    return warp_rows(network, data, index[:columns], baseline)
+    ours, baseline = predictions(network, data), predictions(*trained("mnist_cnn", runs, distortion=distortion))
+    index = ((ours == truth) & (baseline != truth)).nonzero().flatten()[:columns]
+    both = [(name, classes(said[index], truth[index])) for name, said in (("ST-CNN", ours), ("CNN", baseline))]
+    return draw.rows([*warp_rows(network, data, index), *both])

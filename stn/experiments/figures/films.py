@@ -24,7 +24,7 @@ from stn.experiments.training.run import build_training
 from stn.transformer import Warp
 
 FRAMES = 45
-FIGURE_4 = (0, 60, 120, 180, 300, 600, 1000, 1500)  # SGD steps of the strip
+FIGURE_4 = (0, 60, 180, 300, 1500)  # SGD steps of the strip
 COLOCALISATION = ("experiment=coloc_tc", "data.digit=8")
 RTS = ("experiment=mnist_st_fcn_affine", "data/distortion=rts", "schedule=fast_sgd")
 
@@ -66,18 +66,18 @@ def train(words: tuple[str, ...], columns: int) -> tuple[dict[int, Warp], Any]:
 
 
 def boxes(warp: Warp, squares: Tensor) -> list[Image.Image]:
-    """The images with the windows of their attention transformer, over the squares that the digits fill, in green."""
+    """The images with the windows of their attention transformer, then the squares that the digits fill."""
     side = warp.u.shape[-1]
     both = torch.stack([window(warp.theta, side), squares[: len(warp.u)]], dim=1) * 2 / side - 1
     return [draw.boxes(u, pair, 112) for u, pair in zip(warp.u, both, strict=True)]
 
 
 def strip(seen: dict[int, Warp], squares: Tensor) -> Image.Image:
-    """A row per image, a column per SGD step."""
+    """A row per image, a column per SGD step; below, what the colours mean."""
     columns = [boxes(seen[step], squares) for step in FIGURE_4]
-    rows = [list(row) for row in zip(*columns, strict=True)]
-    rows[-1] = [draw.caption(tile, f"step {step}") for tile, step in zip(rows[-1], FIGURE_4, strict=True)]
-    return draw.below(draw.stack(rows[:-1]), draw.stack(rows[-1:]))
+    steps = [draw.words(f"step {step}", columns[0][0].width) for step in FIGURE_4]
+    rows = [("", row) for row in (steps, *zip(*columns, strict=True))]
+    return draw.legend(draw.rows(rows), ("window", "the digit's square, not seen in training"))
 
 
 def film(seen: dict[int, Warp], frame: Callable[[Warp], Image.Image]) -> list[Image.Image]:

@@ -27,7 +27,8 @@ def boxes(runs: Path, data: str, size_px: int) -> Image.Image:
         predicted = network(u).argmax(-1)
     together = reduce(Affine().compose, [warp.theta for warp in trace(network, u)]).view(-1, 2, 3)
     pictures = [
-        draw.caption(draw.box_tile(x, m, SIDE_PX), text(p), "black" if torch.equal(p, true) else "red")
+        draw.caption(draw.box_tile(x, m, SIDE_PX), text(p) if torch.equal(p, true) else f"{text(p)} (wrong)",
+                     wrong=not torch.equal(p, true))
         for x, m, p, true in zip(u, together, predicted, label, strict=True)
-    ]
-    return draw.stack([pictures[:8], pictures[8:]])
+    ]  # fmt: skip
+    return draw.stack([pictures[i : i + 4] for i in range(0, 16, 4)])

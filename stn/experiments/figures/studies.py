@@ -11,10 +11,12 @@ from stn.experiments.command import ROOT
 from stn.experiments.datasets.mnist import DistortedMnist
 from stn.experiments.figures import SIDE_PX, ranges
 from stn.experiments.results import records, studies
-from stn.experiments.results.curves import COLOURS, ticks
+from stn.experiments.results.curves import COLOURS, Number, ticks
 
-W, LEFT, RIGHT, TOP, BOTTOM, ROW_PX = 820, 250, 24, 44, 34, 30
+W, SIDE, BOTTOM, LINE, LANE = 720, 24, 62, 28, 15  # px: the picture, its margins, a line of text, a row of dots
+FINE = 2  # times as large is drawn, then averaged: smooth edges
 INK, RULE = "#333333", "#dddddd"
+MARKS = ((0, 0), (4, 0), (3, 0), (4, 45), (5, 0), (3, 180))  # corners (0: a disc) and turn; colour alone is not enough
 SHOWN = {  # the options of a picture of training examples
     "P, 5 px": ("p", {"corner_std_px": 5.0}),
     "P, 3.54 px": ("p", {"corner_std_px": 3.54}),
@@ -28,49 +30,84 @@ SHOWN = {  # the options of a picture of training examples
 }
 
 
-def options(runs: Path, columns: int = 9) -> Image.Image:
+def options(runs: Path, columns: int = 6) -> Image.Image:
     """The same digits under the same draws with every option of the studies of data."""
     rows = []
-    for name, change in SHOWN.values():
+    for label, (name, change) in SHOWN.items():
         u, _ = DistortedMnist(ROOT / "data", ranges(name) | change).batch(columns, Generator().manual_seed(1))
-        rows.append([draw.tile(image, SIDE_PX) for image in u])
-    return draw.label(draw.stack(rows), list(SHOWN))
+        rows.append((label, [draw.tile(image, SIDE_PX) for image in u]))
+    return draw.rows(rows)
+
+
+class Pen:
+    """Lines, marks and text on a page that is FINE times as large as it says."""
+
+    def __init__(self, height: int):
+        self.page = Image.new("RGB", (W * FINE, height * FINE), "white")
+        self.pen, self.font = ImageDraw.Draw(self.page), ImageFont.load_default(20 * FINE)
+
+    def line(self, x0: Number, y0: Number, x1: Number, y1: Number, colour: str, width: int) -> None:
+        self.pen.line([v * FINE for v in (x0, y0, x1, y1)], fill=colour, width=width * FINE)
+
+    def mark(self, x: Number, y: Number, i: int) -> None:
+        """The sign of the i-th value of an option."""
+        corners, turn = MARKS[i % len(MARKS)]
+        at, r = (x * FINE, y * FINE), (8 if corners else 6.5) * FINE
+        colour = COLOURS[1 + i % (len(COLOURS) - 1)]
+        if corners:
+            self.pen.regular_polygon((at, r), corners, turn, fill=colour)
+        else:
+            self.pen.ellipse((at[0] - r, at[1] - r, at[0] + r, at[1] + r), fill=colour)
+
+    def text(self, x: Number, y: Number, words: str, anchor: str = "lm") -> float:
+        """Returns how wide it is."""
+        self.pen.text((x * FINE, y * FINE), words, fill=INK, font=self.font, anchor=anchor)
+        return self.pen.textlength(words, self.font) / FINE
+
+    def done(self) -> Image.Image:
+        small = self.page.resize((W, self.page.height // FINE), Image.Resampling.LANCZOS)
+        return small.quantize(64, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)  # keeps every colour
 
 
 def errors(runs: Path, study: str) -> Image.Image:
-    """One line per model: its error under every value of the option as a dot, the paper's as a bar; a log axis."""
+    """Per model its error under every value of the option, each in a lane of its own, and the paper's; a log axis."""
     what = studies.STUDIES[study]
     rows = studies.results(study, records.read_kept(ROOT / "results/studies"))
     used = [value for value in what.values if any(value in cells for cells in rows.values())]
     figures = [studies.error(record) for cells in rows.values() for record in cells.values()]
     figures += [printed for row in rows if (printed := studies.paper(row)) is not None]
     low, high = 0.85 * min(figures), 1.15 * max(figures)
-    page = Image.new("RGB", (W, TOP + ROW_PX * len(rows) + BOTTOM), "white")
-    pen, font = ImageDraw.Draw(page), ImageFont.load_default(14)
+    top = 2 * LINE + 12
+    bottom = top + sum(LINE + LANE * len(cells) + 8 for cells in rows.values())
+    pen = Pen(bottom + BOTTOM)
 
     def x(value: float) -> float:
-        return LEFT + (W - LEFT - RIGHT) * math.log(value / low) / math.log(high / low)
+        return SIDE + (W - 2 * SIDE) * math.log(value / low) / math.log(high / low)
 
-    place = 8.0
-    for value in used:
-        pen.ellipse((place, 11, place + 10, 21), fill=COLOURS[1 + used.index(value)])
-        pen.text((place + 14, 16), what.values[value], fill=INK, font=font, anchor="lm")
-        place += 30 + pen.textlength(what.values[value], font)
-    pen.rectangle((place, 8, place + 3, 24), fill=INK)
-    pen.text((place + 9, 16), "paper", fill=INK, font=font, anchor="lm")
-    bottom = page.height - BOTTOM
     for tick in ticks(low, high):
-        pen.line((x(tick), TOP, x(tick), bottom), fill=RULE)
-        pen.text((x(tick), bottom + 14), f"{tick:g} %", fill=INK, font=font, anchor="mm")
-    for i, (row, cells) in enumerate(rows.items()):
-        y = TOP + (i + 0.5) * ROW_PX
-        name = f"{studies.named(row, len(what.distortions) > 1)} ({row[3]:,} steps)"
-        pen.text((LEFT - 12, y), name, fill=INK, font=font, anchor="rm")
+        pen.line(x(tick), top, x(tick), bottom, RULE, 1)
+        pen.text(x(tick), bottom + 16, f"{tick:g}", "mm")
+    pen.text(W / 2, bottom + 44, "validation error, % (log scale)", "mm")
+    place, y = 16.0, LINE / 2 + 4
+    for i, value in enumerate(used):
+        pen.mark(place, y, i)
+        place += 14 + pen.text(place + 14, y, what.values[value]) + 34
+        if i + 1 < len(used) and place + 14 + pen.font.getlength(what.values[used[i + 1]]) / FINE > W:
+            place, y = 16.0, y + LINE
+    if place + 120 > W:
+        place, y = 16.0, y + LINE
+    pen.line(place, y - 9, place, y + 9, INK, 4)
+    pen.text(place + 12, y, "the paper's test error")
+    y = top
+    for row, cells in rows.items():
+        pen.text(8, y + LINE / 2, f"{studies.named(row, len(what.distortions) > 1)}, {row[3]:,} steps of {row[4]}")
+        lanes = {value: y + LINE + LANE * (i + 0.5) for i, value in enumerate(v for v in used if v in cells)}
         shown = [x(studies.error(record)) for record in cells.values()]
-        pen.line((min(shown), y, max(shown), y), fill=RULE, width=3)
+        middle = y + LINE + LANE * len(lanes) / 2
+        pen.line(min(shown), middle, max(shown), middle, RULE, 3)
         if (printed := studies.paper(row)) is not None:
-            pen.rectangle((x(printed) - 1, y - 10, x(printed) + 2, y + 10), fill=INK)
-        for value, record in cells.items():
-            at = x(studies.error(record))
-            pen.ellipse((at - 5, y - 5, at + 5, y + 5), fill=COLOURS[1 + used.index(value)])
-    return page
+            pen.line(x(printed), y + LINE, x(printed), y + LINE + LANE * len(lanes), INK, 4)
+        for value, lane in lanes.items():
+            pen.mark(x(studies.error(cells[value])), lane, used.index(value))
+        y += LINE + LANE * len(lanes) + 8
+    return pen.done()

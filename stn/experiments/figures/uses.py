@@ -48,28 +48,29 @@ def turned(angle_deg: float) -> Tensor:
 
 def aliasing(runs: Path) -> Image.Image:
     """A row an input: U, V sampled directly, V averaged, the ideal; below a V its root mean square off the ideal."""
+    names = ("U", "direct", "averaged", "ideal")
     digits, _ = distorted_mnist("rts").batch(12, Generator().manual_seed(5))
     shown = [(stripes(84, 0.3), turned(0.0)), (zone_plate(84), turned(0.0)), (digits[DIGIT : DIGIT + 1], turned(30.0))]
     rows = []
     for u, theta in shown:
         ideal = at_size(low_passed(u, FACTOR), theta, FACTOR, 1)
-        panels = [draw.caption(draw.tile(u[0], SIDE_PX), f"U, {u.shape[-1]} px")]
-        for name, pool in (("direct", 1), ("averaged", FACTOR)):
+        panels = [draw.caption(draw.tile(u[0], SIDE_PX), f"{u.shape[-1]} px")]
+        for pool in (1, FACTOR):
             v = at_size(u, theta, FACTOR, pool)
             off = (v - ideal).square().mean().sqrt().item()
-            panels.append(draw.caption(draw.tile(v[0], SIDE_PX), f"{name}: off by {off:.3f}"))
-        rows.append([*panels, draw.caption(draw.tile(ideal[0], SIDE_PX), f"ideal, {ideal.shape[-1]} px")])
-    return draw.stack(rows)
+            panels.append(draw.caption(draw.tile(v[0], SIDE_PX), f"off by {off:.3f}"))
+        rows.append([*panels, draw.caption(draw.tile(ideal[0], SIDE_PX), f"{ideal.shape[-1]} px")])
+    return draw.rows([("", [draw.words(name, SIDE_PX) for name in names]), *(("", row) for row in rows)])
 
 
-def recurrent(runs: Path, columns: int = 8) -> Image.Image:
+def recurrent(runs: Path, columns: int = 6) -> Image.Image:
     """The first test images, and for every look of a trained recurrent transformer its grid on U and its V."""
     network, data = trained("mnist_st_fcn_recurrent_3", runs, distortion="rts")
     u = data.test.tensors[0][:columns].float() / 255
-    rows, names = [[draw.tile(x, SIDE_PX // 2) for x in u]], ["U"]
+    rows = [("U", [draw.tile(x, SIDE_PX // 2) for x in u])]
     for i, warp in enumerate(trace(network, u), start=1):
         size = (warp.v.shape[2], warp.v.shape[3])
-        rows.append([draw.grid_tile(x, s, size, SIDE_PX // 2) for x, s in zip(u, warp.source, strict=True)])
-        rows.append([draw.tile(v, SIDE_PX // 2) for v in warp.v])
-        names += [f"look {i}: grid", f"V {i}"]
-    return draw.label(draw.stack(rows), names)
+        grids = [draw.grid_tile(x, s, size, SIDE_PX // 2) for x, s in zip(u, warp.source, strict=True)]
+        rows.append((f"look {i}: grid", grids))
+        rows.append((f"V {i}", [draw.tile(v, SIDE_PX // 2) for v in warp.v]))
+    return draw.rows(rows)

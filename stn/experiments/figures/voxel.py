@@ -8,12 +8,12 @@ from PIL import Image
 from stn import trace
 from stn.experiments import draw
 from stn.experiments.figures import trained
+from stn.experiments.figures.digits import classes
 
-SIDE_PX = 140
-ROWS = ["input", "transformed", "projection", "without it"]
+SIDE_PX = 112
 
 
-def figure5(runs: Path, columns: int = 8) -> Image.Image:
+def figure5(runs: Path, columns: int = 5) -> Image.Image:
     """For the first test volumes: the input and the window that is read, V, its depth summed, the predicted class;
     then what the baseline's classifier sees, the depth of the input summed.
     """
@@ -23,9 +23,12 @@ def figure5(runs: Path, columns: int = 8) -> Image.Image:
     with torch.no_grad():
         predicted = network(u).argmax(1)
     top = draw.volume_warps(u, warp.source, warp.v, SIDE_PX)
-    bottom = []
-    for volume, guess, truth in zip(u, predicted.tolist(), data.test_labels.tolist(), strict=False):
-        flat = volume.sum(1)
-        tile = draw.tile(flat / flat.max(), SIDE_PX)
-        bottom.append(draw.caption(tile, f"{guess}", "black" if guess == truth else "red"))
-    return draw.label(draw.below(top, draw.stack([bottom])), ROWS)
+    pitch = SIDE_PX + draw.GAP_PX
+    rows = [
+        (name, [top.crop((x * pitch, y * pitch, x * pitch + SIDE_PX, y * pitch + SIDE_PX)) for x in range(columns)])
+        for y, name in enumerate(("input", "transformed", "projection"))
+    ]
+    flat = [volume.sum(1) for volume in u]
+    without = [draw.tile(image / image.max(), SIDE_PX) for image in flat]
+    found = classes(predicted, torch.as_tensor(data.test_labels[:columns]), SIDE_PX)
+    return draw.rows([*rows, ("class", found), ("without it", without)])

@@ -1,4 +1,4 @@
-"""The classifiers of A.4 and A.1 for MNIST, with and without spatial transformers, as wide as stated or as a budget allows."""
+"""The classifiers of A.4 and A.1 for MNIST, with and without spatial transformers, as wide as stated or as budgeted."""
 
 from collections import OrderedDict
 from collections.abc import Callable

@@ -101,7 +101,9 @@ def series(in_shape: Shape, classes: int, budget: int | None, transform: Transfo
     return sized(whole, FILTERS, budget)
 
 
-def resized(in_shape: Shape, classes: int, budget: int | None, transform: Transform, out_px: int, pool: int) -> nn.Module:
+def resized(
+    in_shape: Shape, classes: int, budget: int | None, transform: Transform, out_px: int, pool: int
+) -> nn.Module:
     """ST-FCN whose classifier sees out_px x out_px pixels, each the mean of pool x pool sampled points.
 
     With pool = 1 they are sampled directly, which aliases where a step of the grid is longer than the two pixels of U

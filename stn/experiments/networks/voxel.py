@@ -73,7 +73,7 @@ def build(
     out_px: int | None = None,
     kernel: str = "bilinear",
 ) -> nn.Module:
-    """[a 3D spatial transformer with an output of out_px^3 -] projection - A.4's CNN, as wide as A.4's or as the budget allows.
+    """[a 3D spatial transformer with an output of out_px^3 -] projection - A.4's CNN, as wide as stated or as budgeted.
 
     Half of the input's side is a good `out_px`: at the identity each output voxel is then the mean of 2^3 input voxels
     exactly (its centre is their common corner), so nothing aliases, and zoomed in by 2 it is the input's resolution.

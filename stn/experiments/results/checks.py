@@ -9,6 +9,7 @@ from typing import Any
 from stn.experiments.identity import GROUPS
 
 VERSION = 2
+DEEPEST = 10  # mappings within mappings of a config
 LARGE = 1e18  # no number in a record comes near it
 Record = dict[str, Any]
 Check = Callable[[Any], bool]
@@ -48,12 +49,21 @@ def _mapping(value: Any) -> bool:
     return isinstance(value, dict)
 
 
+def _plain(value: Any, depth: int = DEEPEST) -> bool:
+    """Values that a config has: texts, numbers, true, false and null, in mappings and lists, not nested without end."""
+    if isinstance(value, dict | list):
+        inner = value.values() if isinstance(value, dict) else value
+        return depth > 0 and all(_plain(one, depth - 1) for one in inner)
+    return value is None or _text(value) or _bool(value) or _number(value)
+
+
 def _config(value: Any) -> bool:
-    if not (_each(_mapping)(value) and set(GROUPS) <= set(value)):
+    if not (_each(_mapping)(value) and set(GROUPS) <= set(value) and _plain(value)):
         return False
-    data = value["data"]
+    data, schedule = value["data"], value["schedule"]
     distortion = data.get("distortion", {"name": ""})
-    return _text(data.get("name")) and _mapping(distortion) and _text(distortion.get("name"))
+    named = _text(data.get("name")) and _mapping(distortion) and _text(distortion.get("name"))
+    return named and all(_whole(1)(schedule[key]) for key in ("steps", "batch_size") if key in schedule)
 
 
 def _in_curve(value: Any) -> bool:
@@ -99,6 +109,7 @@ OPTIONAL: dict[str, Check] = {
     "samples_per_s": _or_null(_number),
     "core_seconds": lambda value: _number(value) and value >= 0,
     "sessions": _every(_mapping),
+    "weights_sha256": _text,
     "finished_at": _text,
     "old_id": _text,
     "curve": _every(_entry),

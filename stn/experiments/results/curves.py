@@ -10,7 +10,8 @@ from stn.experiments.results.tables import Table
 
 # Okabe and Ito's colours without the yellow, which is pale on white; readable with any colour vision
 COLOURS = ("#000000", "#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f7f7f")
-W, H, LEFT, RIGHT, TOP, BOTTOM = 360, 240, 44, 12, 26, 34  # of a panel and its margins, px
+ON_DARK = ("#f2f2f2", "#ff6b3d", "#4a9fe0", "#1fc997", "#e39ac2", "#f5c13c", "#8fd0ff", "#9a9a9a")  # the same, lighter
+W, H, LEFT, RIGHT, TOP, BOTTOM = 320, 236, 56, 12, 26, 46  # of a panel and its margins, px
 Number = int | float
 Point = tuple[Number, Number]  # step and value
 
@@ -23,9 +24,9 @@ def quantity(table: Table, records: list[Record]) -> str | None:
     return next((key for key in (wanted, "train/loss") if key in common), None)
 
 
-def style(row: int) -> tuple[str, str]:
-    """Colour and dash pattern of a table's row; another pattern where the colours begin again."""
-    return COLOURS[row % len(COLOURS)], ("", "6 3", "2 2")[row // len(COLOURS) % 3]
+def style(row: int) -> tuple[int, str]:
+    """Place in COLOURS and dash pattern of a table's row; another pattern where the colours begin again."""
+    return row % len(COLOURS), ("", "6 3", "2 2")[row // len(COLOURS) % 3]
 
 
 def panels(table: Table, records: list[Record], key: str) -> list[str]:
@@ -40,7 +41,7 @@ def panels(table: Table, records: list[Record], key: str) -> list[str]:
     if not shown:
         return []
     low, high = min(shown), max(shown)
-    steps = max(x for one in lines.values() for _, points in one for x, _ in points)
+    steps = max(1, *(x for one in lines.values() for _, points in one for x, _ in points))
     return [
         panel(label, sorted(lines[value]), key, steps, low, max(high, 1.2 * low))
         for value, label in table.columns.items()
@@ -66,21 +67,24 @@ def panel(label: str, lines: list[tuple[int, list[Point]]], key: str, steps: Num
         return H - BOTTOM - (H - TOP - BOTTOM) * share
 
     what = f"{label}: {key} over {steps:,.0f} steps, {len(lines)} runs"
+    unit = "" if key.endswith("loss") else ", %"
     parts = [
         f'<svg viewBox="0 0 {W} {H}" role="img" aria-label="{escape(what)}">',
         f'<text x="{LEFT}" y="16" class="name">{escape(label)}</text>',
+        f'<text x="{(LEFT + W - RIGHT) / 2}" y="{H - 6}" text-anchor="middle">training step</text>',
+        f'<text transform="translate(13 {(TOP + H - BOTTOM) / 2}) rotate(-90)" text-anchor="middle">'
+        f"{escape(key)}{unit}</text>",
     ]
     for value in ticks(low, high):
         parts.append(f'<path class="rule" d="M{LEFT} {y(value):.1f}H{W - RIGHT}"/>')
         parts.append(f'<text x="{LEFT - 6}" y="{y(value) + 4:.1f}" text-anchor="end">{value:g}</text>')
     for share, anchor in ((0, "start"), (0.5, "middle"), (1, "end")):
         parts.append(
-            f'<text x="{x(share * steps):.1f}" y="{H - 14}" text-anchor="{anchor}">{share * steps:,.0f}'
-            f"{' steps' if share == 1 else ''}</text>"
+            f'<text x="{x(share * steps):.1f}" y="{H - 26}" text-anchor="{anchor}">{share * steps:,.0f}</text>'
         )
     for row, points in lines:
         colour, dash = style(row)
         path = "L".join(f"{x(step):.1f} {y(value):.1f}" for step, value in points)
         dashed = f' stroke-dasharray="{dash}"' if dash else ""
-        parts.append(f'<path class="curve" stroke="{colour}"{dashed} d="M{path}"/>')
+        parts.append(f'<path class="curve c{colour}"{dashed} d="M{path}"/>')
     return "".join([*parts, "</svg>"])

@@ -20,6 +20,7 @@ __all__ = [
     "REQUIRED",
     "VERSION",
     "Record",
+    "commit",
     "keep",
     "read",
     "read_all",
@@ -35,36 +36,54 @@ RESTORE = "`git checkout` the file to restore it"
 DIGITS = 4  # significant ones of a kept curve's values
 ENVIRONMENT = ("versions", "device")  # keys of a record that stand in environments.json
 LINE = ("version", "id", "experiment", "schedule", "seed", "status", "metrics", "params", "steps", "seconds",
-        "core_seconds", "samples_per_s", "precision", "budget", "smoke", "synthetic", "in_shape", "classes", "config", "revisions",
-        "overrides", "environment", "data", "threads", "commit", "dirty", "sessions",
-        "finished_at", "old_id")  # fmt: skip
+        "core_seconds", "samples_per_s", "precision", "budget", "smoke", "synthetic", "in_shape", "classes", "config",
+        "revisions", "overrides", "environment", "data", "threads", "commit", "dirty", "sessions", "weights_sha256",
+        "finished_at", "old_id", "failure", "failed_step")  # fmt: skip
 
 
 def read(path: Path) -> Record:
     """The record in `path`.  Raises ValueError, in one line, on anything that is not a whole record of this version."""
     what, remedy = f"the record {path}", "delete it to run again"
-    return checked(parsed(path.read_bytes(), what, remedy), what, remedy)
+    content = parsed(path.read_bytes(), what, remedy)
+    written = content.pop("sha256", None) if isinstance(content, dict) else None
+    if written is not None and written != _digest(content):  # records had none at first
+        raise ValueError(f"{what} is damaged (it is not as the run wrote it): {remedy}")
+    return checked(content, what, remedy)
 
 
 def write(path: Path, record: Record) -> None:
-    """Write a record in one step."""
-    replace(path, json.dumps(record, indent=1))
+    """Write a record in one step, and as its last key the checksum of the others."""
+    replace(path, json.dumps(record | {"sha256": _digest(record)}, indent=1))
 
 
-def replace(path: Path, text: str) -> bool:
-    """Write a file in one step, so that it is whole or as it was.  False where it holds the text already."""
-    if path.is_file() and path.read_bytes() == text.encode():
+def _digest(record: Record) -> str:
+    return hashlib.sha256(json.dumps(record).encode()).hexdigest()
+
+
+def replace(path: Path, content: str | bytes) -> bool:
+    """Write a file in one step, so that it is whole or as it was.  False where it holds the content already.
+
+    A symbolic link is replaced, not followed.
+    """
+    data = content.encode() if isinstance(content, str) else content
+    if path.is_file() and not path.is_symlink() and path.read_bytes() == data:
         return False
     scratch = path.with_name(f".{path.name}.tmp")
+    scratch.unlink(missing_ok=True)
     try:
-        with open(scratch, "w", newline="") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(scratch, path)
+        with open(scratch, "xb") as file:
+            file.write(data)
+        commit(scratch, path)
     finally:
         scratch.unlink(missing_ok=True)
     return True
+
+
+def commit(scratch: Path, path: Path) -> None:
+    """Put a file that was written beside `path` in its place, once its bytes are on the disk."""
+    with open(scratch, "rb") as file:
+        os.fsync(file.fileno())
+    os.replace(scratch, path)
 
 
 def read_all(runs: Path, results: Path, damaged: list[str] | None = None, curves: bool = False) -> list[Record]:
@@ -113,12 +132,15 @@ def read_kept(results: Path, curves: bool = False, damaged: list[str] | None = N
 
 
 def keep(records: Iterable[Record], results: Path) -> list[str]:
-    """Add lines for the finished runs that have none yet, smoke runs left out.  Returns their ids.
+    """Add lines for the runs that have ended and have none yet, smoke runs left out.  Returns their ids.
 
-    A line that is there stays as it is.  Raises ValueError where one is damaged.
+    A line that is there stays as it is, but for that of a failed run that has finished since.  Raises ValueError where
+    one is damaged.
     """
-    there = {record["id"] for record in read_kept(results, curves=True)}
-    new = {r["id"]: r for r in records if r["status"] == "finished" and not r["smoke"] and r["id"] not in there}
+    there = {record["id"]: record["status"] for record in read_kept(results, curves=True)}
+    better = {"finished": (None, "failed"), "failed": (None,)}  # than what is there
+    new = {r["id"]: r for r in records
+           if not r["smoke"] and there.get(r["id"]) in better.get(r["status"], ())}  # fmt: skip
     shared = _environments(results)
     lines, curves = {}, {}
     for name, record in new.items():
@@ -221,7 +243,7 @@ def _with_curve(record: Record, what: str, line: Record) -> Record:
 
 
 def _add(path: Path, lines: dict[str, str]) -> None:
-    """Add lines by id to a file that is sorted by it; one that is there stays as it is, to the letter."""
+    """Put lines by id into a file that is sorted by it; all others stay as they are, to the letter."""
     there = {json.loads(line)["id"]: line for line in (path.read_text().splitlines() if path.exists() else ())}
-    both = lines | there
+    both = there | lines
     replace(path, "".join(f"{both[name]}\n" for name in sorted(both)))

@@ -5,36 +5,35 @@ same bytes.
 """
 
 import base64
-import math
 import mimetypes
 import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import yaml
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, StrictUndefined, Template
 from markupsafe import Markup, escape
 
-from stn.experiments.results import curves, tables
+from stn.experiments.results import against, curves, tables
 from stn.experiments.results.records import Record
 from stn.experiments.results.tables import Cell, Table
 
-ONE_RUN_POINTS = 0.2  # what a single run, whose spread nobody knows, may be off the paper's figure: our choice
-ROUNDING_POINTS = 0.05  # the paper prints one decimal
-VERDICTS = {
-    "reached": f"ours is at most the paper's figure + {ROUNDING_POINTS} points (its rounding) + 2 standard errors of "
-    f"our mean over seeds; with one seed, at most + {ONE_RUN_POINTS} points",
-    "near": "not reached, but at most 1.5 times the paper's error",
-    "worse": "neither",
+STANDINGS = {
+    "better": "ours is better than the paper's figure by more than the error of both",
+    "level": "the two differ by no more than the error of both",
+    "worse": "ours is worse by more than the error of both",
     "no figure in the paper": "there is nothing to compare with",
     "synthetic data": "the data were generated here, so the figure is never compared",
+    "not compared": "how many test images there are, and so the error, is not known",
     "failed": "the loss became no number; the reason is listed below",
     "not run": "no record; the reason is listed below",
 }
+MOST_COLUMNS = 6  # of a table on the page; one that is wider is printed with its rows as columns
 PICTURES = {".png", ".jpg", ".gif", ".webp", ".svg"}
 FILMS = {".mp4", ".webm"}
 
@@ -44,48 +43,38 @@ def counts_errors(table: Table) -> bool:
     return "error" in table.metric
 
 
-def verdict(cell: Cell, errors: bool) -> str:
-    """One of VERDICTS; `errors` says that the cell counts errors in percent, else it counts hits in percent."""
+def standing(cell: Cell, errors: bool) -> str:
+    """One of STANDINGS; `errors` says that the cell counts errors, of which less is better, else hits."""
     if cell.mean is None:
         return "failed" if cell.failed else "not run"
     if cell.synthetic:
         return "synthetic data"
     if cell.paper is None:
         return "no figure in the paper"
-    ours, paper = (cell.mean, cell.paper) if errors else (100 - cell.mean, 100 - cell.paper)
-    margin = ONE_RUN_POINTS
-    if cell.std is not None:
-        margin = ROUNDING_POINTS + 2 * cell.std / math.sqrt(len(cell.values))
-    if ours <= paper + margin + 1e-9:
-        return "reached"
-    return "near" if ours <= 1.5 * paper else "worse"
+    names = {"\N{ALMOST EQUAL TO}": "level", "<": "better" if errors else "worse", ">": "worse" if errors else "better"}
+    return names.get(cell.relation, "not compared")
 
 
 @dataclass(frozen=True)
 class Shown:
     """A cell as it is printed."""
 
+    row: str
     column: str
     ours: str
     beside: str
-    verdict: str
+    standing: str
 
 
 def show(cell: Cell, errors: bool) -> Shown:
-    """Ours as mean ± std; beside it the paper's figure, the difference and n."""
-    said = verdict(cell, errors)
-    paper = "paper: none" if cell.paper is None else f"paper {cell.paper}"
-    beside = [paper]
-    if said in ("reached", "near", "worse"):
+    """Ours as the tables have it; beside it the paper's figure and the difference."""
+    said = standing(cell, errors)
+    beside = "paper: none" if cell.paper is None else f"paper {cell.paper}"
+    if said in ("better", "level", "worse"):
         assert cell.mean is not None
         assert cell.paper is not None
-        beside.append(f"{cell.mean - cell.paper:+.2f}".replace("-", "\N{MINUS SIGN}"))
-    if cell.values:
-        beside.append(f"n = {len(cell.values)}")
-    if cell.values and cell.failed:
-        beside.append(f"{cell.failed} failed")
-    spread = "" if cell.std is None else f" ± {cell.std:.2f}"
-    return Shown(cell.column, said if cell.mean is None else f"{cell.mean:.2f}{spread}", ", ".join(beside), said)
+        beside += f", {cell.mean - cell.paper:+.2f}".replace("-", "\N{MINUS SIGN}")
+    return Shown(cell.row, cell.column, said if cell.mean is None else str(cell), beside, said)
 
 
 def duration(seconds: int | float) -> str:
@@ -104,16 +93,18 @@ def span(values: Sequence[int | float], form: str = ",.0f") -> str:
 
 
 def variants(table: Table, found: list[Record]) -> list[dict[str, Any]]:
-    """Every kind of data, schedule and budget that the table has records of."""
+    """Every kind of data, schedule and budget that the table has records of, the one to read first at the head."""
     return [variant(table, *block) for block in tables.blocks(table, found)]
 
 
 def variant(table: Table, found: list[Record], schedule: str, budget: Any) -> dict[str, Any]:
     """What the page says of one table under one schedule and budget."""
-    errors, width = counts_errors(table), len(table.columns)
     mine = [r for r in found if tables.belongs(table, r) and (r["schedule"], r["budget"]) == (schedule, budget)]
-    cells = tables.cells(table, found, schedule, budget)
-    rows = [(cells[i].row, [show(c, errors) for c in cells[i : i + width]]) for i in range(0, len(cells), width)]
+    cells = [show(cell, counts_errors(table)) for cell in tables.cells(table, found, schedule, budget)]
+    rows, columns = list(table.rows.values()), list(table.columns.values())
+    turned = len(columns) > MOST_COLUMNS
+    by_row = [(row, cells[i * len(columns) :][: len(columns)]) for i, row in enumerate(rows)]
+    by_column = [(column, cells[i :: len(columns)]) for i, column in enumerate(columns)]
     costs = []
     for experiment, row in table.rows.items():
         runs = [r for r in mine if r["experiment"] == experiment]
@@ -123,24 +114,24 @@ def variant(table: Table, found: list[Record], schedule: str, budget: Any) -> di
             costs.append((row, len(runs), span([r["params"] for r in runs]), duration(sum(r["seconds"] for r in runs)),
                           span(steps_ms, ",.1f"), span(speeds)))  # fmt: skip
     key = curves.quantity(table, mine)
-    drawn = curves.panels(table, mine, key) if key else []
     synthetic = any(r["synthetic"] for r in mine)
     seen = {r["experiment"] for r in mine}
-    legend = [(label, *curves.style(i)) for i, (name, label) in enumerate(table.rows.items()) if name in seen]
     return {
         "schedule": schedule,
-        "budget": budget,
         "anchor": "-".join([table.name, schedule, str(budget), *(["synthetic"] if synthetic else [])]),
         "text": tables.describe(found, table, schedule, budget),
         "seconds": sum(r["seconds"] for r in mine),
         "runs": len(mine),
         "synthetic": synthetic,
-        "rows": rows,
-        "counts": Counter(cell.verdict for _, line in rows for cell in line),
+        "cells": cells,
+        "head": rows if turned else columns,
+        "lines": by_column if turned else by_row,
+        "turned": turned,
+        "counts": Counter(cell.standing for cell in cells),
         "costs": costs,
         "quantity": key,
-        "panels": [Markup(svg) for svg in drawn],
-        "legend": legend,
+        "panels": [Markup(svg) for svg in (curves.panels(table, mine, key) if key else [])],
+        "legend": [(label, *curves.style(i)) for i, (name, label) in enumerate(table.rows.items()) if name in seen],
     }
 
 
@@ -163,12 +154,11 @@ def missing(shown: list[tuple[Table, list[dict[str, Any]]]], reasons: list[dict[
                     reason = why(table=table.name, schedule="", row=row, column=column)
                     lines.setdefault((table.title, "any", reason), {}).setdefault(row, []).append(column)
         for part in variants:
-            for row, line in part["rows"]:
-                for cell in line:
-                    if cell.verdict == "not run":
-                        reason = why(table=table.name, schedule=part["schedule"], row=row, column=cell.column)
-                        key = (table.title, part["schedule"], reason)
-                        lines.setdefault(key, {}).setdefault(row, []).append(cell.column)
+            for cell in part["cells"]:
+                if cell.standing == "not run":
+                    reason = why(table=table.name, schedule=part["schedule"], row=cell.row, column=cell.column)
+                    key = (table.title, part["schedule"], reason)
+                    lines.setdefault(key, {}).setdefault(cell.row, []).append(cell.column)
     return [
         (title, schedule, "; ".join(f"{row}: {', '.join(columns)}" for row, columns in cells.items()), reason)
         for (title, schedule, reason), cells in lines.items()
@@ -243,6 +233,14 @@ def code(text: str) -> Markup:
     return Markup(re.sub(r"\*\*(.+?)\*\*", r"<strong>\1</strong>", marked))
 
 
+@cache
+def template() -> Template:
+    """The page's, which writes every string as text unless it is marked up here."""
+    loader = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    loader.filters |= {"code": code, "duration": duration}
+    return loader.from_string((Path(__file__).parent / "report.html.j2").read_text())
+
+
 def page(found: list[Record], known: list[Table], figures: Path, not_run: Path, damaged: list[str]) -> str:
     """The report of the records `found`; `damaged` are the lines about those that could not be read.
 
@@ -259,15 +257,19 @@ def page(found: list[Record], known: list[Table], figures: Path, not_run: Path, 
         raise ValueError("there is no record to report on: make one with `make reproduce-table1`")
     in_order = sorted(known, key=lambda t: (not t.name.startswith("table"), t.name))  # the paper's numbered ones first
     shown = [(t, variants(t, usable)) for t in in_order]
+    dots = against.series([t for t in in_order if t.name.startswith("table") and counts_errors(t)], usable)
+    counted = set().union(*(part["counts"] for _, parts in shown for part in parts))
     reasons: dict[str, Any] = yaml.safe_load(not_run.read_text()) or {} if not_run.exists() else {}
     everything = pictures(figures) if figures.is_dir() else []
-    loader = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    loader.filters |= {"code": code, "duration": duration}
-    return loader.from_string((Path(__file__).parent / "report.html.j2").read_text()).render(
+    return template().render(
         records=usable,
         newest=max((r.get("finished_at") or "" for r in usable), default=""),
         tables=shown,
-        verdicts=VERDICTS,
+        standings=STANDINGS,
+        counted=[name for name in STANDINGS if name == "not run" or name in counted],
+        colours=list(zip(curves.COLOURS, curves.ON_DARK, strict=True)),
+        diagonal=Markup(against.diagonal(dots)),
+        signs=[(name, Markup(against.marker(i))) for i, (name, _) in enumerate(dots)],
         still=[p for p in everything if not p["moves"]],
         moving=[p for p in everything if p["moves"]],
         missing=missing(shown, reasons.get("cells") or []),

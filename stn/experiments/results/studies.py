@@ -14,7 +14,7 @@ import yaml
 from stn.experiments.command import ROOT
 from stn.experiments.results.records import Record
 
-Row = tuple[str, str, int | None, int]  # experiment, distortion, width unless that is the option, steps
+Row = tuple[str, str, int | None, int, int]  # experiment, distortion, width unless that is the option, steps, batch
 ORDER = ("mnist_fcn", "mnist_cnn", "mnist_st_fcn_affine", "mnist_st_fcn_tps", "mnist_st_cnn_affine", "mnist_st_cnn_tps",
          "addition_fcn", "addition_st_fcn_affine")  # fmt: skip
 
@@ -81,11 +81,11 @@ def results(study: str, records: Iterable[Record]) -> dict[Row, dict[Any, Record
         if where(record) not in what.distortions or what.value_of(record) not in what.values:
             continue
         width = None if study == "width" else record["config"]["model"].get("width")
-        row = (record["experiment"], where(record), width, record["steps"])
+        row = (record["experiment"], where(record), width, record["steps"], record["config"]["schedule"]["batch_size"])
         rows.setdefault(row, {})[what.value_of(record)] = record
 
     def place(row: Row) -> tuple[int, ...]:
-        return what.distortions.index(row[1]), ORDER.index(row[0]), row[3], row[2] or 0
+        return what.distortions.index(row[1]), ORDER.index(row[0]), row[3] * row[4], row[2] or 0
 
     return {row: rows[row] for row in sorted(rows, key=place)}
 
@@ -99,7 +99,7 @@ def _of_experiment(experiment: str) -> dict[str, Any]:
 
 def named(row: Row, many: bool = False) -> str:
     """What a row is called; with `many` distortions in the study, which."""
-    experiment, place, width, _ = row
+    experiment, place, width, *_ = row
     parts = [
         _of_experiment(experiment)["label"],
         f"{width} wide" if width else "",
@@ -126,13 +126,13 @@ def markdown(study: str, records: Iterable[Record]) -> str:
     """
     records = list(records)
     what, rows = STUDIES[study], results(study, records)
-    on_r = {(row[0], row[3]): error(cells[None]) for row, cells in results("width", records).items()
-            if row[1] == "r" and None in cells}  # fmt: skip
+    on_r = {(row[0], width, *row[3:]): error(cell) for row, cells in results("width", records).items()
+            if row[1] == "r" for width, cell in cells.items()}  # fmt: skip
     used = [value for value in what.values if any(value in cells for cells in rows.values())]
-    lines = [["Model", "Steps", *(what.values[value] for value in used), "Paper"]]
+    lines = [["Model", "Steps x batch", *(what.values[value] for value in used), "Paper"]]
     lines.append(["---", *["---:"] * (len(lines[0]) - 1)])
     for row, cells in rows.items():
-        reference = on_r.get((row[0], row[3])) if study != "width" and row[2] is None else None
+        reference = on_r.get((row[0], *row[2:])) if study != "width" else None
         figures = []
         for record in map(cells.get, used):
             beside = ""
@@ -141,9 +141,9 @@ def markdown(study: str, records: Iterable[Record]) -> str:
             figures.append("" if record is None else f"{error(record):.2f}{beside}")
         printed = paper(row)
         if printed is not None:
-            figures.append(f"{printed}{times(printed, paper((row[0], 'r', None, 0)) if reference else None)}")
+            figures.append(f"{printed}{times(printed, paper((row[0], 'r', None, 0, 0)) if reference else None)}")
         name = named(row, len(what.distortions) > 1)
-        lines.append([name, f"{row[3]:,}", *figures, *([""] if printed is None else [])])
+        lines.append([name, f"{row[3]:,} x {row[4]}", *figures, *([""] if printed is None else [])])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 

@@ -2,14 +2,20 @@
 
 import csv
 import io
+import re
 import statistics
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from stn.experiments.results.cells import BESIDE, SPREAD, TEST_IMAGES, Cell
 from stn.experiments.results.records import Record, replace
+
+__all__ = ["Cell", "Table", "belongs", "blocks", "cells", "column_of", "describe", "grid", "into_page", "legend",
+           "load", "markdown", "place", "schedule", "schedules", "seconds_per_step", "tally", "write"]  # fmt: skip
 
 CSV_COLUMNS = ("row", "column", "schedule", "budget", "params", "n", "mean", "std", "paper", "synthetic")
 # overrides that leave a run what its row says; with any other one it is an experiment of its own and in no table
@@ -40,36 +46,6 @@ class Table:
     def own_keys(self) -> set[str]:
         """How an override may choose the column: data.distortion.name also as the group data/distortion."""
         return {self.column_key, self.column_key.removesuffix(".name").replace(".", "/")}
-
-
-@dataclass(frozen=True)
-class Cell:
-    """Our figures for one row and column under one schedule and budget; `failed` counts the runs without a figure."""
-
-    row: str
-    column: str
-    schedule: str
-    budget: int | None
-    params: int | None
-    values: list[float]
-    failed: int
-    paper: float | None
-    synthetic: bool
-
-    @property
-    def mean(self) -> float | None:
-        return statistics.fmean(self.values) if self.values else None
-
-    @property
-    def std(self) -> float | None:
-        """The sample standard deviation over seeds, from two of them on."""
-        return statistics.stdev(self.values) if len(self.values) > 1 else None
-
-    def __str__(self) -> str:
-        if self.mean is None:
-            return "failed" if self.failed else "-"
-        spread = "" if self.std is None else f" ± {self.std:.2f} ({len(self.values)})"
-        return f"{self.mean:.2f}{spread}" + (f", {self.failed} failed" if self.failed else "")
 
 
 def load(path: Path) -> Table:
@@ -143,7 +119,8 @@ def seconds_per_step(records: list[Record], overrides: list[str]) -> float | Non
     def cell(words: list[str]) -> set[str]:
         return {w for w in words if w.startswith("experiment=") or w.split("=")[0] not in NEUTRAL}
 
-    took = [r["seconds"] / r["steps"] for r in records if cell(r["overrides"]) == cell(overrides)]
+    took = [r["seconds"] / r["steps"] for r in records
+            if r["status"] == "finished" and cell(r["overrides"]) == cell(overrides)]  # fmt: skip
     return statistics.fmean(took) if took else None
 
 
@@ -178,6 +155,10 @@ def cells(table: Table, records: list[Record], schedule: str, budget: int | None
     for experiment, row in table.rows.items():
         for value, column in table.columns.items():
             mine = list(found.get((experiment, value), {}).values())
+            data = mine[0]["config"]["data"].get("name") if mine else None
+            images = TEST_IMAGES.get(str(data))
+            if images and data == "colocalisation":  # every seed has images of its own
+                images *= len(mine)
             result.append(
                 Cell(
                     row=row,
@@ -189,78 +170,118 @@ def cells(table: Table, records: list[Record], schedule: str, budget: int | None
                     failed=sum(r["status"] == "failed" for r in mine),
                     paper=table.paper.get(experiment, {}).get(value),
                     synthetic=any(r["synthetic"] for r in mine),
+                    images=images,
                 )
             )
     return result
 
 
 def grid(table: Table, found: list[Cell]) -> list[list[str]]:
-    """The table as text, header first; a cell reads ours / paper's, or ours alone where the paper has no figures."""
+    """The table as text, header first, without the rows of which nothing was run.
+
+    A cell reads ours and the paper's, or ours alone where the paper has no figures.
+    """
     rows = [[f"{table.unit}, ours / paper" if table.paper else table.unit, *table.columns.values()]]
     width = len(table.columns)
     for i in range(0, len(found), width):
-        line = [
-            f"{cell} / {'-' if cell.paper is None else cell.paper}" if table.paper else str(cell)
-            for cell in found[i : i + width]
-        ]
-        rows.append([found[i].row, *line])
+        line = found[i : i + width]
+        if any(cell.values or cell.failed for cell in line):
+            rows.append([line[0].row, *(cell.beside() if table.paper else str(cell) for cell in line)])
     return rows
 
 
 def describe(records: list[Record], table: Table, schedule: str, budget: int | None) -> str:
-    """A few words: the data where they are synthetic, schedule, steps, budget, seeds, time, machine and precision."""
+    """A few words: the data where they are synthetic, schedule, steps, size, seeds, time, machine and precision."""
     mine = [r for r in records if belongs(table, r) and (r["schedule"], r["budget"]) == (schedule, budget)]
     finished = [r for r in mine if r["status"] == "finished"]
     data = ", ".join(sorted({r["config"]["data"]["name"] for r in mine}))
     synthetic = f"**Synthetic data: {data}.**  " if any(r["synthetic"] for r in mine) else ""
-    sized = "" if budget is None else f"at most {budget:,} trainable parameters"
     if not finished:
-        return f"{synthetic}Schedule `{schedule}`{sized and ', '}{sized}: no run has finished."
-    width, params = mine[0]["config"]["model"].get("width"), [r["params"] for r in finished]
-    if sized:
-        sized = f"{sized} in every model"
-    elif width is not None:
-        sized = f"networks of {width} x the paper's width"
-    else:
-        sized = f"{min(params):,} to {max(params):,} trainable parameters"
+        sized = "" if budget is None else f", at most {budget:,} trainable parameters"
+        return f"{synthetic}Schedule `{schedule}`{sized}: no run has finished."
     seeds = sorted({r["seed"] for r in finished})
-    steps = " or ".join(f"{n:,}" for n in sorted({r["steps"] for r in finished}))
     hours = sum(r["seconds"] for r in finished) / 3600
     seed, run = "seed" + "s" * (len(seeds) > 1), "run" + "s" * (len(finished) > 1)
     devices = sorted({f"{r['device']}, {r['threads']} thread{'s' if r['threads'] > 1 else ''}" for r in finished})
     precision = " or ".join(sorted({r["precision"] for r in finished}))
     return (
-        f"{synthetic}Schedule `{schedule}`: {steps} steps, {sized}, "
+        f"{synthetic}Schedule `{schedule}`: {_steps(table, finished)}; {_size(finished, budget)}; "
         f"{seed} {', '.join(map(str, seeds))}; {len(finished)} {run}, {hours:.1f} hours of training in all "
         f"on {'; '.join(devices)}, in {precision}."
     )
 
 
-def markdown(table: Table, records: list[Record]) -> str:
+def _steps(table: Table, finished: list[Record]) -> str:
+    """6,000 steps of 64 images; where they differ, of which classifier, or of which row if it has none in its label."""
+    kinds: dict[tuple[int, int | None], list[str]] = {}
+    for record in sorted(finished, key=lambda r: list(table.rows).index(r["experiment"])):
+        label = table.rows[record["experiment"]]
+        classifier = re.search("FCN|CNN", label)
+        kind = classifier.group() if classifier else label
+        of_kind = kinds.setdefault((record["steps"], record["config"]["schedule"].get("batch_size")), [])
+        if kind not in of_kind:
+            of_kind.append(kind)
+    texts = {pair: f"{pair[0]:,} steps" + (f" of {pair[1]} images" if pair[1] else "") for pair in kinds}
+    if len(kinds) == 1:
+        return "".join(texts.values())
+    return ", ".join(f"{texts[pair]} ({', '.join(of_kind)})" for pair, of_kind in kinds.items())
+
+
+def _size(finished: list[Record], budget: int | None) -> str:
+    """How large the networks are, and by which rule."""
+    if budget is not None:
+        return f"at most {budget:,} trainable parameters in every model"
+    params, model = [r["params"] for r in finished], finished[0]["config"]["model"]
+    if "budget" in model:
+        rule = "the widths that the paper states (256 units, 64 filters), "
+    elif "width" in model:
+        rule = f"{model['width']} x the paper's widths, "
+    else:
+        rule = ""
+    same = min(params) == max(params)
+    return f"{rule}{min(params):,}{'' if same else f' to {max(params):,}'} trainable parameters"
+
+
+def tally(found: list[Cell]) -> str:
+    """How often ours lies below the paper's figure, within the error of both, and above; empty where none compares."""
+    counts = Counter(cell.relation for cell in found)
+    compared = sum(counts[sign] for sign in "<≈>")
+    if not compared:
+        return ""
+    sums = f"{counts['<']} below, {counts['≈']} level, {counts['>']} above"
+    return f"Beside the paper's {compared} figure{'s' if compared > 1 else ''}: {sums}."
+
+
+def legend(table: Table) -> str:
+    """How to read a cell."""
+    return f"{SPREAD}  {BESIDE}" if table.paper else SPREAD
+
+
+def markdown(table: Table, records: list[Record], best: bool = False) -> str:
     """One Markdown table per kind of data, schedule and budget, each under a sentence that says what it shows.
 
-    A row of which no cell was run under a schedule is left out there.
+    With `best` the first of them alone (`schedules`).
     """
     parts = []
-    for block, schedule, budget in blocks(table, records):
+    for block, schedule, budget in blocks(table, records)[: 1 if best else None]:
         found = cells(table, block, schedule, budget)
-        run = {cell.row for cell in found if cell.values or cell.failed}
-        header, *body = grid(table, [cell for cell in found if cell.row in run])
+        header, *body = grid(table, found)
         lines = [header, ["---"] * len(header), *body]
-        parts.append(describe(block, table, schedule, budget))
+        parts.append(f"{describe(block, table, schedule, budget)}  {tally(found)}".strip())
         parts.append("\n".join("| " + " | ".join(line) + " |" for line in lines))
-    if parts and table.notes:
-        parts.append("\n".join(f"- {note}" for note in table.notes))
-    return "\n\n".join(parts) or "No records yet."
+    if not parts:
+        return "No records yet."
+    notes = [legend(table), *table.notes]
+    return "\n\n".join([*parts, "\n".join(f"- {note}" for note in notes)])
 
 
 def into_page(page: str, table: Table, records: list[Record]) -> str:
-    """A Markdown page with the table between its lines `<!-- <name> -->` and `<!-- /<name> -->`, if it has them."""
+    """A Markdown page with the best block of the table between its lines `<!-- <name> -->` and `<!-- /<name> -->`."""
     start, end = f"<!-- {table.name} -->", f"<!-- /{table.name} -->"
     if start not in page or end not in page:
         return page
     before, after = page.split(start)[0], page.split(end)[1]
-    return f"{before}{start}\n\n{markdown(table, records)}\n\n{end}{after}"
+    return f"{before}{start}\n\n{markdown(table, records, best=True)}\n\n{end}{after}"
 
 
 def write(folder: Path, table: Table, records: list[Record]) -> list[Path]:

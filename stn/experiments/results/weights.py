@@ -37,7 +37,5 @@ def keep(source: Path, name: str, folder: Path) -> None:
         raise ValueError(
             f"{name} would make {folder} {total:,} bytes, of at most {MOST_BYTES:,}: delete another one there"
         )
-    scratch = folder / f".{name}.tmp"
-    scratch.write_bytes(content)
-    scratch.replace(folder / f"{name}.safetensors")
+    replace(folder / f"{name}.safetensors", content)
     replace(folder / "index.json", json.dumps(listed, indent=1, sort_keys=True) + "\n")

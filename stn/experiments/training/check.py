@@ -1,36 +1,197 @@
-"""What is wrong with a config, in one line, before anything is made or computed."""
+"""What is wrong with a config, in one line, before anything is made or computed.
 
-from collections.abc import Mapping
-from typing import Any
+Every key has a value of its type and range; what the names stand for takes these values; the run fits into memory.
+"""
 
-LEAST = {"seed": 0, "budget": 1, "threads": 1, "pictures": 0, "checkpoint_every_s": 0, "devices": 1, "accumulate": 1}
-MAY_BE_NULL = ("budget", "threads")
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import fields
+from typing import Any, NamedTuple
+
+import torch
+
+from stn.experiments import build
+from stn.experiments.datasets.distortions import is_finite
+from stn.experiments.datasets.voxel import free_bytes
+from stn.experiments.training.environment import pick_device
+from stn.experiments.training.schedule import MOST, Schedule, named_class
+
+WANDB = "pytorch_lightning.loggers.WandbLogger"
+SIDE_PX = 1024  # the largest side of an image
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")  # it names a folder
+COPIES = 3  # of every weight, at least: itself, its gradient, the optimiser's momentum
+BYTES_PER_PIXEL = 12  # of a training batch, at least: the value and where it is sampled, in float32
+
+
+class Rule(NamedTuple):
+    """Which values a key may have, as a test and in words."""
+
+    fits: Callable[[Any], bool]
+    words: str
+
+
+def whole(least: int, most: int) -> Rule:
+    return Rule(lambda v: type(v) is int and least <= v <= most, f"a whole number, {least} or more, up to {most:,}")
+
+
+def number(least: int | float, most: int | float) -> Rule:
+    return Rule(lambda v: is_finite(v) and least <= v <= most, f"a number, {least:g} or more, up to {most:g}")
+
+
+def one_of(*names: str) -> Rule:
+    return Rule(lambda v: isinstance(v, str) and v in names, f"one of {', '.join(names)}")
+
+
+def or_null(rule: Rule) -> Rule:
+    return Rule(lambda v: v is None or rule.fits(v), f"{rule.words}, or null")
+
+
+FLAG = Rule(lambda v: isinstance(v, bool), "true or false")
+TEXT = Rule(lambda v: isinstance(v, str) and v != "", "a text")
+FOLDER = Rule(lambda v: isinstance(v, str) and v != "" and "\0" not in v, "a folder's path")
+NAMES = Rule(
+    lambda v: isinstance(v, str) and NAME.fullmatch(v) is not None,
+    "a name of up to 100 letters, digits, '_', '.' and '-', since it names a folder",
+)
+MAPPING = Rule(lambda v: isinstance(v, Mapping), "a mapping")
+
+OWN = {  # every key of conf/config.yaml that is no group's
+    "experiment_name": NAMES,
+    "schedule_name": NAMES,
+    "seed": whole(0, 2**32 - 1),  # which NumPy takes
+    "budget": or_null(whole(1, 10**12)),
+    "width": number(1e-3, 100),
+    "dropout": number(0, 0.999),
+    "row": or_null(MAPPING),
+    "runs_dir": FOLDER,
+    "precision": one_of("auto", "fp32", "bf16"),
+    "device": one_of("auto", "cpu", "cuda"),
+    "devices": whole(1, 1024),
+    "accumulate": whole(1, 10**6),
+    "threads": or_null(whole(1, 1024)),
+    "checkpoint_every_s": whole(0, 10**9),
+    "deterministic": FLAG,
+    "capture": FLAG,
+    "pictures": whole(0, 10**6),
+    "progress": FLAG,
+    "smoke": FLAG,
+    "logger": or_null(MAPPING),
+}
+GROUPS = {  # keys of the groups; names, and what depends on them, are looked up where they are built
+    "data.root": FOLDER,
+    "schedule.steps": whole(1, MOST),
+    "schedule.batch_size": whole(1, MOST),
+    "schedule.block_steps": whole(1, MOST),
+    "schedule.localisation_lr": number(0, 1e6),
+    "schedule.lr_scheduler": or_null(Rule(MAPPING.fits, "a mapping with _target_, an LRScheduler, and its keys")),
+    "schedule.bound": or_null(Rule(MAPPING.fits, "{all: norm} or {localisation: norm, rest: norm}")),
+    "model.budget": or_null(whole(1, 10**12)),
+    "model.width": or_null(number(1e-3, 10**6)),
+    "model.dropout": number(0, 0.999),
+    "model.pooled": FLAG,
+    "model.out_px": or_null(whole(1, SIDE_PX)),
+    "model.sample_px": whole(1, SIDE_PX),
+    "model.pool": whole(1, 64),
+    "model.times": whole(1, 100),
+    "model.places": whole(1, 100),
+    "model.stride": whole(1, 64),
+    "model.start": number(0, 1),
+    "model.scale_rate": number(0, 1000),
+    "model.backbone": TEXT,
+    "model.weights": TEXT,
+    "model.frozen": or_null(TEXT),
+    "model.last": or_null(TEXT),
+    "objective.encoder": TEXT,
+    "objective.margin": number(0, 1e6),
+    "objective.attraction": number(0, 1e6),
+}
 
 
 def check(config: Mapping[str, Any]) -> None:
-    """Raise ValueError on a key of conf/config.yaml's own whose value cannot be run.
+    """Raise ValueError on a config that cannot be run."""
+    _check_values(config)
+    known = [field.name for field in fields(Schedule) if field.name != "optimizer"]
+    for key in config["schedule"]:
+        if key not in known:
+            raise ValueError(f"unknown key schedule.{key}: valid here: {', '.join(known)}")
+    schedule = Schedule(**config["schedule"], optimizer=config["optimizer"])
+    shares = config["devices"] * config["accumulate"]
+    if schedule.batch_size % shares:
+        raise ValueError(
+            f"schedule.batch_size={schedule.batch_size} has to be a multiple of devices x accumulate = {shares}"
+        )
+    if config["logger"] is not None:
+        _check_logger(config["logger"])
+    build.check_objective(config["objective"])
+    in_shape, classes = build.shape(config["data"])
+    params = _params(config["model"], in_shape, classes)
+    _check_memory(config, schedule.batch_size, in_shape, params)
 
-    The groups are checked by what is built from them.
-    """
-    for key, least in LEAST.items():
-        value = config[key]
-        if value is None and key in MAY_BE_NULL:
-            continue
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise ValueError(f"{key}={value!r} has to be a whole number, {least} or more")
-    if config["seed"] >= 2**32:
-        raise ValueError(f"seed={config['seed']} has to be below 2^32, which is what NumPy takes")
-    for key in ("progress", "smoke", "capture", "deterministic"):
-        if not isinstance(config[key], bool):
-            raise ValueError(f"{key}={config[key]!r} has to be true or false")
-    for key, where in {"runs_dir": config["runs_dir"], "data.root": config["data"].get("root")}.items():
-        if not isinstance(where, str):
-            raise ValueError(f"{key}={where!r} has to be a folder's path")
+
+def _check_values(config: Mapping[str, Any]) -> None:
+    for group in ("data", "model", "objective", "optimizer", "schedule"):
+        if not isinstance(config.get(group), Mapping):
+            raise ValueError(
+                f"{group}={config.get(group)!r} has to be a mapping: choose a file of conf/{group} by {group}=NAME"
+            )
     distortion = config["data"].get("distortion")
-    if isinstance(distortion, str):
+    if "distortion" in config["data"] and not isinstance(distortion, Mapping):
         raise ValueError(
             f"data.distortion={distortion}: it is a file of conf/data/distortion: data/distortion={distortion}"
         )
-    batch_size, shares = config["schedule"]["batch_size"], config["devices"] * config["accumulate"]
-    if isinstance(batch_size, int) and batch_size % shares:
-        raise ValueError(f"schedule.batch_size={batch_size} has to be a multiple of devices x accumulate = {shares}")
+    missing = [key for key in OWN if key not in config]
+    missing += [f"schedule.{f.name}" for f in fields(Schedule) if f.name not in {"optimizer", *config["schedule"]}]
+    missing += [] if "root" in config["data"] else ["data.root"]
+    if missing:
+        raise ValueError(f"{missing[0]} is missing: every run has it, null where it may be; leave ~{missing[0]} out")
+    values = {key: config[key] for key in OWN}
+    for group in ("data", "model", "objective", "schedule"):
+        values |= {f"{group}.{key}": value for key, value in config[group].items()}
+    for key, value in values.items():
+        rule = OWN.get(key) or GROUPS.get(key)
+        if rule is not None and not rule.fits(value):
+            raise ValueError(f"{key}={value!r:.100} has to be {rule.words}")
+
+
+def _check_logger(settings: Mapping[str, Any]) -> None:
+    if settings.get("_target_") == WANDB:
+        for key, rule in {"project": TEXT, "settings": MAPPING}.items():
+            if not rule.fits(settings.get(key)):
+                raise ValueError(f"logger.{key}={settings.get(key)!r} has to be {rule.words}, or logger=none")
+    else:
+        from pytorch_lightning.loggers import Logger  # takes seconds to load
+
+        named_class(settings, "logger", Logger)
+
+
+def _params(model: Mapping[str, Any], in_shape: tuple[int, ...], classes: int) -> int:
+    """All weights of a config's network, built without memory.  Raises ValueError where it cannot be built."""
+    if "weights" in model:  # read only once the run has begun
+        model = {**model, "weights": "random"}
+    try:
+        with torch.device("meta"):
+            network = build.network(model, in_shape, classes)
+    except ValueError:
+        raise
+    except NotImplementedError:  # a layer that cannot be built without memory
+        return 0
+    except (TypeError, AttributeError, LookupError, RuntimeError, ArithmeticError, AssertionError) as error:
+        why = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"model.name={model['name']} cannot be built for inputs of {list(in_shape)}: {why}") from None
+    return sum(p.numel() for p in network.parameters())
+
+
+def _check_memory(config: Mapping[str, Any], batch_size: int, in_shape: tuple[int, ...], params: int) -> None:
+    """Raise ValueError where weights or batch alone are larger than the memory that is free; training takes more."""
+    device = pick_device(config["device"])
+    pixels = batch_size * torch.Size(in_shape).numel()
+    needs = {
+        f"{params:,} weights: lower budget={config['budget']} or the model's size": 4 * COPIES * params,
+        f"a batch: lower schedule.batch_size={batch_size}": BYTES_PER_PIXEL * pixels,
+    }
+    free = free_bytes(device)
+    for what, need in needs.items():
+        if free is not None and need > free:
+            raise ValueError(
+                f"{need / 1e9:,.0f} GB, and {free / 1e9:,.0f} GB are free on {device.type}, are too much for {what}"
+            )

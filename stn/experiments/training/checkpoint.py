@@ -1,48 +1,78 @@
 """Checkpoints that a kill at any moment cannot spoil, and that load plain values only."""
 
-import os
 import time
+import zipfile
 from pathlib import Path
 
 import pytorch_lightning as pl
 import torch
 
+from stn.experiments.results import records
+
 
 class Checkpoint(pl.Callback):
-    """At most every `every_s` seconds, after a block: the whole state into `path`, in one step."""
+    """At most every `every_s` seconds, after a block: the whole state into `path`, in one step.
 
-    def __init__(self, path: Path, every_s: int | float):
+    Beside it, in unfinished.json, the record as far as the checkpoint goes, for `status` and for whom a signal stops.
+    """
+
+    def __init__(self, path: Path, every_s: int | float, record: records.Record | None = None):
         self.path = path
         self.every_s = every_s
+        self.record = record
         self.last = time.monotonic()
+
+    def on_train_start(self, trainer, module) -> None:
+        self.note(trainer, module)
 
     def on_train_epoch_end(self, trainer, module) -> None:
         # one process may be a little later than another: all save or none
         if trainer.strategy.reduce_boolean_decision(time.monotonic() - self.last >= self.every_s, all=False):
             self.save(trainer)
 
+    def on_save_checkpoint(self, trainer, module, checkpoint) -> None:
+        if self.record is not None:
+            checkpoint["id"] = self.record["id"]
+
     def save(self, trainer: pl.Trainer) -> None:
         """Write the checkpoint now."""
         scratch = self.path.with_suffix(".tmp")
+        scratch.unlink(missing_ok=True)
         trainer.save_checkpoint(scratch)
         if trainer.is_global_zero:
-            os.replace(scratch, self.path)
+            records.commit(scratch, self.path)
+        self.note(trainer, trainer.lightning_module)
         self.last = time.monotonic()
 
+    def note(self, trainer, module) -> None:
+        """Write the record of the steps that are safe."""
+        if self.record is not None and trainer.is_global_zero:
+            times = {"seconds": module.clock.seconds, "core_seconds": module.clock.core_seconds}
+            so_far = {"step": int(module.curve[-1]["step"]) if module.curve else 0, "sessions": module.sessions}
+            rounded = {key: round(value, 2) for key, value in times.items()}
+            records.write(self.path.with_name("unfinished.json"), self.record | so_far | rounded)
 
-def check(path: Path) -> None:
-    """Raise ValueError, in one line, unless `path` is a whole checkpoint of ours."""
+
+def check(path: Path, run: str | None = None) -> None:
+    """Raise ValueError, in one line, unless `path` is a whole checkpoint of ours, of the run of that id if given."""
+    remedy = "delete it to start this run afresh"
     try:
+        with zipfile.ZipFile(path) as file:
+            spoilt = file.testzip()  # the checksums that PyTorch writes, and does not read
+        if spoilt is not None:
+            raise ValueError(f"the checksum of {spoilt} is wrong")
         state = torch.load(path, map_location="cpu", weights_only=True)
         missing = {"state_dict", "optimizer_states", "loops", "curve", "seconds"} - set(state)
     except Exception as error:  # the unpickler meets arbitrary bytes, and raises whatever they lead to
-        raise ValueError(
-            f"the checkpoint {path} is damaged ({_first_line(error)}): delete it to start this run afresh"
-        ) from None
+        raise ValueError(f"the checkpoint {path} is damaged ({_first_line(error)}): {remedy}") from None
     if missing:
-        raise ValueError(
-            f"the checkpoint {path} lacks {', '.join(sorted(missing))}: delete it to start this run afresh"
-        )
+        raise ValueError(f"the checkpoint {path} lacks {', '.join(sorted(missing))}: {remedy}")
+    if run is not None and state.get("id", run) != run:  # one that was written before ids were has none
+        raise ValueError(f"the checkpoint {path} is of another run, {state['id']}: {remedy}")
+    weights = state["state_dict"] if isinstance(state["state_dict"], dict) else {"state_dict": None}
+    for name, value in weights.items():
+        if not isinstance(value, torch.Tensor) or not value.isfinite().all():
+            raise ValueError(f"the checkpoint {path} holds weights that are no numbers, {name}: {remedy}")
 
 
 def _first_line(error: Exception) -> str:

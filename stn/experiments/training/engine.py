@@ -43,14 +43,17 @@ class Batches(Protocol):
 
 
 class Diverged(ArithmeticError):
-    """A loss that is no number, at `step` (from 0)."""
+    """A loss, a weight or an output that is no number, after or at `step` (from 0)."""
 
-    def __init__(self, step: int, loss: float):
-        super().__init__(step, loss)  # its own arguments, so that it can be pickled: a launcher's worker hands it back
+    def __init__(self, step: int, value: float, what: str = "the loss"):
+        super().__init__(
+            step, value, what
+        )  # its own arguments, so that it can be pickled: a launcher's worker hands it back
         self.step = step
 
     def __str__(self) -> str:
-        return f"the loss became {self.args[1]} at step {self.step}: lower optimizer.lr or schedule.localisation_lr"
+        _, value, what = self.args
+        return f"{what} became {value} at step {self.step}: lower optimizer.lr or schedule.localisation_lr"
 
 
 def on_gpu(device: torch.device) -> bool:
@@ -119,6 +122,7 @@ class Training(pl.LightningModule):
         self.capture = capture
         self.captured: Captured | None = None
         self.curve: list[dict[str, float]] = []  # one entry per block, part of the checkpoint and of the record
+        self.done = 0  # steps, for the bar
         self.clock = Clock()  # of the training steps, over all resumes
         self.where: dict[str, Any] = {}  # what names this process among those that trained: commit, device, ...
         self.sessions: list[dict[str, Any]] = []  # one entry per process: `where`, and its steps `from` and `to`
@@ -131,7 +135,17 @@ class Training(pl.LightningModule):
     def forward(self, u: Tensor) -> Tensor:
         # autocast per call, not per block: it caches the bf16 copies of the weights until it is left
         with torch.autocast(u.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-            return self.network(u).float()
+            output = self.network(u).float()
+        if not self.training:  # an argmax would make 90 % error of NaN, and nobody would notice
+            self.check({"the output in the test": output}, self.schedule.steps - 1)
+        return output
+
+    def check(self, values: dict[str, Tensor], step: int) -> None:
+        """Raise Diverged where one of the tensors holds what is no number."""
+        finite = torch.stack([value.isfinite().all() for value in values.values()])
+        if not finite.all():  # the one wait for the device
+            what, value = list(values.items())[int((~finite).nonzero()[0])]
+            raise Diverged(step, value[~value.isfinite()][0].item(), what)
 
     def on_fit_start(self) -> None:
         self.data.to(self.device)
@@ -188,6 +202,8 @@ class Training(pl.LightningModule):
             if not loss.isfinite().all():
                 bad = int((~loss.isfinite()).nonzero()[0])
                 raise Diverged(first + bad, loss[bad].item())
+        # a checkpoint is of numbers alone, and the last step has no loss after it
+        self.check({f"the weights {key}": value for key, value in self.network.state_dict().items()}, last - 1)
         self.session["to"] = last
         self.curve.append({"step": last, **{name: block.mean().item() for name, block in curve.items()}, "lr": lr})
 
@@ -201,6 +217,7 @@ class Training(pl.LightningModule):
             for config in self.trainer.lr_scheduler_configs:
                 config.scheduler.step()  # type: ignore[call-arg]  # none of them waits for a metric
             self.clock.tick()
+            self.done += 1
         if self.trainer.world_size > 1:
             average(list(values.values()))
         return values

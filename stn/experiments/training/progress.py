@@ -1,27 +1,64 @@
-"""Where a run stands: one bar over its steps."""
+"""Where a run stands: one bar over its steps, then one over its test batches."""
+
+import sys
+import threading
 
 import pytorch_lightning as pl
 from tqdm import tqdm
 
 
 class Progress(pl.Callback):
-    """One bar over the steps of a run, with the time left and what the objective reports of the last block."""
+    """A bar with the time left and what the objective reports of the last block.
+
+    A thread draws it every second, however long a step or a block takes; where no terminal shows it, every half minute.
+    """
 
     def __init__(self, name: str):
         self.name = name
 
     def on_train_start(self, trainer, module) -> None:
         done = trainer.current_epoch * module.schedule.block_steps
-        self.bar = tqdm(
-            total=module.schedule.steps, initial=done, desc=self.name, unit="step", dynamic_ncols=True, mininterval=1
-        )
+        module.done = done
+        self.open(lambda: module.done, total=module.schedule.steps, initial=done, desc=self.name, unit="step")
 
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx) -> None:
         entry = module.curve[-1]
         shown = {key.removeprefix("train/"): value for key, value in entry.items() if key.startswith("train/")}
         self.bar.set_postfix({name: f"{value:.3g}" for name, value in shown.items()}, refresh=False)
-        self.bar.update(int(entry["step"]) - self.bar.n)
+
+    def on_test_start(self, trainer, module) -> None:
+        self.batches = 0
+        self.open(lambda: self.batches, desc=f"{self.name}: testing", unit="batch", leave=False)
+
+    def on_test_batch_end(self, *_) -> None:
+        self.batches += 1
+
+    def open(self, done, **how) -> None:
+        """Show a bar, which reads how much is done, until it is closed."""
+        self.bar = tqdm(dynamic_ncols=True, **how)
+        self.over = threading.Event()
+        every_s = 1 if sys.stderr.isatty() else 30
+
+        def draw() -> None:
+            more = True
+            while more:
+                more = not self.over.wait(every_s)
+                self.bar.n = done()
+                self.bar.refresh()
+
+        self.drawing = threading.Thread(target=draw, daemon=True)
+        self.drawing.start()
+
+    def on_exception(self, trainer, module, exception) -> None:
+        self.close()
 
     def teardown(self, trainer, module, stage) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the line of the bar, if there is one."""
         if hasattr(self, "bar"):
+            self.over.set()
+            self.drawing.join()
             self.bar.close()
+            del self.bar

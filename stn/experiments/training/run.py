@@ -1,132 +1,34 @@
-"""One run from its config to its record: check, name, train, test, record."""
+"""A run from its job to its record: train, test, record."""
 
+import hashlib
 import json
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+import math
+import signal
+import threading
+import time
+from collections.abc import Sequence
 from datetime import datetime, timezone
-from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from filelock import FileLock, Timeout
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from stn.experiments import build, identity
 from stn.experiments.networks.sizing import num_params
 from stn.experiments.results import records
 from stn.experiments.training import checkpoint, environment
-from stn.experiments.training.check import check
 from stn.experiments.training.engine import Diverged, Replicas, Training
 from stn.experiments.training.health import Health
+from stn.experiments.training.job import Job, plan, run, schedule_of, summary
 from stn.experiments.training.logs import Log, finish, make_logger
 from stn.experiments.training.progress import Progress
-from stn.experiments.training.schedule import Schedule
-from stn.experiments.training.unfinished import Unfinished
 
+__all__ = ["Job", "build_training", "plan", "run", "schedule_of", "train"]
 log = logging.getLogger(__name__)
-PRIVATE = (
-    "runs_dir",
-    "data.root",
-    "objective.root",
-)  # overrides that are paths of this machine: in no record, not sent
 PROBE = 8  # test images whose warp is drawn
-
-
-@dataclass(frozen=True)
-class Job:
-    """A checked config, and what it is called; `overrides` are the words of the command line."""
-
-    config: dict[str, Any]
-    overrides: list[str]
-    groups: dict[str, Any]
-    revisions: dict[str, int]
-    id: str
-
-    @property
-    def folder(self) -> Path:
-        return Path(self.config["runs_dir"]) / self.id
-
-
-def plan(config: dict[str, Any], overrides: list[str]) -> Job:
-    """Check a resolved config and name its run.  Raises ValueError, in one line, where it cannot be run."""
-    check(config)
-    schedule_of(config)
-    groups = identity.asked(config)
-    revisions = build.revisions(groups)
-    also: dict[str, Any] = {} if config["precision"] == "auto" else {"precision": config["precision"]}
-    if config["smoke"]:
-        also["smoke"] = True
-    name = (config["experiment_name"], config["schedule_name"], config["seed"], groups)
-    digits = identity.of(*name, revisions, **also)
-    words = [word for word in overrides if word.lstrip("+").split("=")[0] not in PRIVATE]
-    return Job(config, words, groups, revisions, identity.run_name(*name, digits))
-
-
-def run(config: dict[str, Any], overrides: list[str], wait_s: int | float = 0) -> records.Record:
-    """Train, test and record what a resolved config says, or go on with it, or return its record if it is finished.
-
-    Waits `wait_s` seconds for another process that is at this run.
-    Raises ValueError on a config that cannot be run, Diverged (after recording it) where the loss is no number.
-    """
-    job = plan(config, overrides)
-    if environment.rank() > 0:  # a process that the first one started: it trains its share, and that is all
-        train(job)
-        return {}
-    with locked(job.folder, wait_s):
-        return finished(job) or train(job)
-
-
-@contextmanager
-def locked(folder: Path, wait_s: int | float) -> Iterator[None]:
-    """Hold the lock of a run's folder, which is made where it is not there.  Raises ValueError where that fails."""
-    lock = FileLock(folder / "lock")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock.acquire(timeout=wait_s)
-    except Timeout:
-        raise ValueError(
-            f"another process is at this run already: {folder}; wait for it, or change a setting"
-        ) from None
-    except OSError as error:
-        raise ValueError(
-            f"cannot write the run folder {folder} ({error.strerror}): set runs_dir to one that you can"
-        ) from None
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-def finished(job: Job) -> records.Record | None:
-    """The record of a run that has ended; None where there is none yet.
-
-    Raises ValueError where it is another run's, or of one that failed.
-    """
-    path = job.folder / "result.json"
-    if not path.exists():
-        return None
-    record = records.read(path)
-    if record["id"] != job.id or record["config"] != job.groups or record["revisions"] != job.revisions:
-        raise ValueError(f"{path} is the record of another run, {record['id']}: move it away, or delete {job.folder}")
-    log.info("%s: %s already, in %s", job.id, summary(record), job.folder)
-    if record["status"] == "failed":
-        raise ValueError(f"{job.id} failed before: {record['failure']}; delete {job.folder} to try again")
-    return record
-
-
-def summary(record: records.Record) -> str:
-    """finished, test/error 1.23 % / failed: why."""
-    if record["status"] == "failed":
-        return f"failed: {record['failure']}"
-    return "finished, " + ", ".join(f"{key} {value:.2f} %" for key, value in record["metrics"].items())
-
-
-def schedule_of(config: dict[str, Any]) -> Schedule:
-    """The schedule and the optimiser of a config."""
-    return Schedule(**config["schedule"], optimizer=config["optimizer"])
+LOADED = time.time()  # a sweep's first run in a process has to wait for PyTorch and Lightning, the others have not
 
 
 def build_training(config: dict[str, Any]) -> Training:
@@ -155,7 +57,7 @@ def train(job: Job) -> records.Record:
     logger = None
     if first:
         sent = shareable(job.config)
-        (job.folder / "config.json").write_text(json.dumps(sent, indent=1))
+        records.replace(job.folder / "config.json", json.dumps(sent, indent=1))
         log.info(
             "%s: %d parameters, %d steps of %d images; everything goes to %s",
             job.id, record["params"], record["steps"], module.schedule.batch_size, job.folder,
@@ -164,10 +66,11 @@ def train(job: Job) -> records.Record:
             sent |= {key: record[key] for key in ("commit", "dirty", "params", "steps")}
             group = (job.config.get("table") or {}).get("name", job.config["experiment_name"])
             logger = make_logger(job.config["logger"], job.folder, sent, group)
+    bar = [Progress(job.id)] if first and job.config["progress"] else []
     try:
-        fit(job, module, device, record, logger)
+        fit(job, module, device, record, logger, bar)
         if first:
-            record |= {"status": "finished", "metrics": test(job, module, device)}
+            record |= {"status": "finished", "metrics": test(job, module, device, bar)}
     except Diverged as error:
         record |= {"status": "failed", "failure": str(error), "failed_step": error.step}
         raise
@@ -185,7 +88,23 @@ def train(job: Job) -> records.Record:
     return record
 
 
-def trainer(job: Job, device: torch.device, devices: int = 1, **more: Any) -> pl.Trainer:
+class Sigterm(pl.Callback):
+    """Puts back the handler of SIGTERM (command.py): Lightning sets its own just before these hooks."""
+
+    def setup(self, trainer: pl.Trainer, module: pl.LightningModule, stage: str) -> None:
+        self.handler = signal.getsignal(signal.SIGTERM)
+
+    def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, self.handler)
+
+    def on_test_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        self.on_train_start(trainer, module)
+
+
+def trainer(
+    job: Job, device: torch.device, callbacks: Sequence[pl.Callback], devices: int = 1, **more: Any
+) -> pl.Trainer:
     """Lightning's trainer without what this code does itself."""
     return pl.Trainer(
         accelerator="gpu" if device.type == "cuda" else "cpu",
@@ -194,41 +113,47 @@ def trainer(job: Job, device: torch.device, devices: int = 1, **more: Any) -> pl
         enable_progress_bar=False,
         enable_model_summary=False,
         default_root_dir=job.folder,
+        callbacks=[Sigterm(), *callbacks],
         **more,
     )
 
 
-def fit(job: Job, module: Training, device: torch.device, record: records.Record, logger: Any) -> None:
+def fit(
+    job: Job, module: Training, device: torch.device, record: records.Record, logger: Any, bar: list[Progress]
+) -> None:
     """All blocks from the last checkpoint on; the last one leaves a checkpoint, too."""
-    config, first = job.config, environment.rank() == 0
+    config = job.config
     probe = next(iter(module.data.test_batches()))[0][:PROBE]
-    saver = checkpoint.Checkpoint(job.folder / "checkpoint.ckpt", config["checkpoint_every_s"])
-    callbacks: list[pl.Callback] = [Health(probe), Log(probe, config["pictures"]), saver]
-    if first:
-        callbacks.append(Unfinished(job.folder / "unfinished.json", record, config["checkpoint_every_s"]))
-    if first and config["progress"]:
-        callbacks.append(Progress(job.id))
+    saver = checkpoint.Checkpoint(job.folder / "checkpoint.ckpt", config["checkpoint_every_s"], record)
+    callbacks: list[pl.Callback] = [Health(probe), Log(probe, config["pictures"]), saver, *bar]
     strategy: Any = "auto"
     if config["devices"] > 1:
         strategy = Replicas(process_group_backend=None if device.type == "cuda" else "gloo")
     resume = None
     if saver.path.exists():
-        checkpoint.check(saver.path)
+        checkpoint.check(saver.path, job.id)
         resume = saver.path
         log.info("%s: goes on from %s", job.id, saver.path)
     one = trainer(
-        job, device, config["devices"], strategy=strategy, max_epochs=module.schedule.blocks, logger=logger or False,
-        callbacks=callbacks, log_every_n_steps=1,
+        job, device, callbacks, config["devices"], strategy=strategy, max_epochs=module.schedule.blocks,
+        logger=logger or False, log_every_n_steps=1,
     )  # fmt: skip
     one.fit(module, ckpt_path=resume, weights_only=True)
     saver.save(one)
 
 
-def test(job: Job, module: Training, device: torch.device) -> dict[str, float]:
-    """The metrics over the test set, on one device, so that no image counts twice."""
-    tester = trainer(job, device, logger=False)
+def test(job: Job, module: Training, device: torch.device, bar: list[Progress]) -> dict[str, float]:
+    """The metrics over the test set, on one device, so that no image counts twice.
+
+    Raises Diverged where one is no number.
+    """
+    tester = trainer(job, device, bar, logger=False)
     tester.test(module, verbose=False)
-    return {key: round(value.item(), 4) for key, value in tester.callback_metrics.items()}
+    metrics = {key: round(value.item(), 4) for key, value in tester.callback_metrics.items()}
+    for key, value in metrics.items():
+        if not math.isfinite(value):
+            raise Diverged(module.schedule.steps - 1, value, key)
+    return metrics
 
 
 def describe(job: Job, module: Training, device: torch.device) -> records.Record:
@@ -264,7 +189,7 @@ def describe(job: Job, module: Training, device: torch.device) -> records.Record
 def keep(job: Job, module: Training, record: records.Record) -> None:
     """Write the weights of a finished run, then, as its last act, its record."""
     rounded = [{k: v if k == "step" else float(f"{v:.6g}") for k, v in entry.items()} for entry in module.curve]
-    seen = record["steps"] * module.schedule.batch_size
+    seen = (module.curve[-1]["step"] if module.curve else 0) * module.schedule.batch_size
     record |= {
         "seconds": round(module.clock.seconds, 2),
         "core_seconds": round(module.clock.core_seconds, 2),
@@ -275,9 +200,9 @@ def keep(job: Job, module: Training, record: records.Record) -> None:
     }
     if record["status"] == "finished":
         state = {name: value.contiguous() for name, value in module.network.state_dict().items()}
-        scratch = job.folder / "weights.tmp"
-        save_file(state, scratch, metadata={"id": job.id})
-        scratch.replace(job.folder / "weights.safetensors")
+        content = save(state, metadata={"id": job.id})
+        records.replace(job.folder / "weights.safetensors", content)
+        record["weights_sha256"] = hashlib.sha256(content).hexdigest()
     records.write(job.folder / "result.json", record)
     (job.folder / "unfinished.json").unlink(missing_ok=True)
     log.info("%s: %s, in %s", job.id, summary(record), job.folder)

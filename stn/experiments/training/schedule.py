@@ -2,19 +2,24 @@
 
 import inspect
 import math
+import pkgutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from hydra.utils import get_class
+import torch
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from stn.experiments.datasets.distortions import is_finite
 from stn.experiments.training.step import Bound
 from stn.transformer import SpatialTransformer
 
 BOUNDS = ("all", "localisation", "rest")
+MOST = 10**9  # steps, and images of a batch
+RATES = ("lr", "weight_decay", "momentum")
+LARGE = 1e16  # a rate of which no record is believed
 
 
 def parameters(network: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
@@ -33,18 +38,39 @@ def takes_rate_from_device(optimizer: Optimizer) -> bool:
     return bool(optimizer.defaults.get("fused") or optimizer.defaults.get("capturable"))
 
 
-def _class(config: Mapping[str, Any], key: str, base: type) -> tuple[type, dict[str, Any]]:
-    """The class of PyTorch's that `_target_` names, and its arguments."""
-    settings = {name: value for name, value in config.items() if name != "_target_"}
+def named_class(config: Any, key: str, base: type) -> tuple[type, dict[str, Any]]:
+    """The class, one below `base`, that a config's `_target_` names, and the other keys.
+
+    Raises ValueError where `config` is no such mapping.
+    """
+    if not isinstance(config, Mapping):
+        raise ValueError(f"{key}={config!r} has to be null or a mapping with _target_: a {base.__name__} and its keys")
     try:
-        found = get_class(config["_target_"])
-    except Exception:  # Hydra's message names its own call
-        found = type(None)
-    if not issubclass(found, base):
-        raise ValueError(f"{key}._target_={config.get('_target_')!r} is no {base.__module__}.{base.__name__}")
+        found = pkgutil.resolve_name(config["_target_"])
+    except Exception:  # of whatever module was named
+        found = None
+    if not (isinstance(found, type) and issubclass(found, base)):
+        raise ValueError(
+            f"{key}._target_={config.get('_target_')!r} is no {base.__module__}.{base.__name__}: give a whole path"
+        )
+    return found, {name: value for name, value in config.items() if name != "_target_"}
+
+
+def _class(config: Any, key: str, base: type) -> tuple[type, dict[str, Any]]:
+    """The class of PyTorch's that `_target_` names, and its arguments, which it has."""
+    found, settings = named_class(config, key, base)
     if unknown := sorted(set(settings) - set(inspect.signature(found).parameters) - {"others"}):
         raise ValueError(f"unknown key {key}.{unknown[0]} of {found.__name__}")
     return found, settings
+
+
+class Rehearsal(nn.Module):
+    """A matrix and a vector, drawn from nothing: what an optimiser is tried on before a network is built."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(2, 2))
+        self.bias = nn.Parameter(torch.ones(2))
 
 
 @dataclass(frozen=True)
@@ -64,30 +90,54 @@ class Schedule:
     optimizer: Mapping[str, Any]
     lr_scheduler: Mapping[str, Any] | None = None
     localisation_lr: int | float = 1.0
-    bound: Mapping[str, int | float] | None = None
+    bound: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         for key in ("steps", "batch_size", "block_steps"):
             value = getattr(self, key)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"schedule.{key}={value!r} has to be a whole number, 1 or more")
+            if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MOST:
+                raise ValueError(f"schedule.{key}={value!r} has to be a whole number, 1 or more, up to {MOST:,}")
+        _, settings = _class(self.optimizer, "optimizer", Optimizer)
         numbers = {"schedule.localisation_lr": self.localisation_lr}
-        numbers |= {f"optimizer.{key}": self.optimizer[key] for key in ("lr", "weight_decay", "momentum")
-                    if key in self.optimizer}  # fmt: skip
+        for name, given in (("optimizer", settings), ("optimizer.others", settings.get("others") or {})):
+            numbers |= {f"{name}.{key}": given[key] for key in RATES if isinstance(given, Mapping) and key in given}
         for key, value in numbers.items():
-            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
-                raise ValueError(f"{key}={value!r} has to be a number, 0 or more")
-        bound = self.bound or {}
-        if not set(bound) <= set(BOUNDS) or ("all" in bound and len(bound) > 1):
+            below = 1 if key.endswith("momentum") else LARGE
+            if not is_finite(value) or not 0 <= value < below:
+                raise ValueError(f"{key}={value!r} has to be a number, 0 or more and below {below:g}")
+        for name, given in (("optimizer", self.optimizer), ("schedule.lr_scheduler", self.lr_scheduler)):
+            for key, value in given.items() if isinstance(given, Mapping) else ():
+                if isinstance(value, float) and not is_finite(value):
+                    raise ValueError(
+                        f"{name}.{key}={value} leads to a learning rate that is no finite number: change it"
+                    )
+        bound = {} if self.bound is None else self.bound
+        if not isinstance(bound, Mapping) or not set(bound) <= set(BOUNDS) or ("all" in bound and len(bound) > 1):
             raise ValueError(
-                f"schedule.bound={dict(bound)} has to be null, {{all: norm}} or {{localisation: norm, rest: norm}}"
+                f"schedule.bound={self.bound!r} has to be null, {{all: norm}} or {{localisation: norm, rest: norm}}"
             )
-        _class(self.optimizer, "optimizer", Optimizer)
-        if self.lr_scheduler is not None:
-            _class(self.lr_scheduler, "schedule.lr_scheduler", LRScheduler)
         for key, norm in bound.items():
-            if isinstance(norm, bool) or not isinstance(norm, int | float) or not 0 < norm < math.inf:
+            if not is_finite(norm) or not norm > 0:
                 raise ValueError(f"schedule.bound.{key}={norm!r} has to be a number above 0")
+        self._rehearse()
+
+    def _rehearse(self) -> None:
+        """Take one step of a small network: PyTorch checks some arguments only then."""
+        network = Rehearsal()
+        for p in network.parameters():
+            p.grad = torch.ones_like(p)
+        optimizers = self.optimizers(network)
+        schedulers = self.schedulers(optimizers)
+        for key, some in (("optimizer", optimizers), ("schedule.lr_scheduler", schedulers)):
+            for one in some:
+                name = type(one).__name__
+                try:
+                    one.step()  # type: ignore[call-arg]  # one that asks for more is refused
+                except Exception as error:  # of whatever class was named, with whatever arguments
+                    raise ValueError(f"{key}: {name} cannot take a step with its arguments: {error}") from None
+        for optimizer in optimizers:
+            if not all(is_finite(float(group["lr"])) for group in optimizer.param_groups):
+                raise ValueError("schedule.lr_scheduler leads to a learning rate that is no finite number: change it")
 
     @property
     def blocks(self) -> int:
@@ -109,6 +159,8 @@ class Schedule:
         self, key: str, config: Mapping[str, Any], network: nn.Module, fits: Callable[[nn.Parameter], bool]
     ) -> Optimizer:
         kind, settings = _class(config, key, Optimizer)
+        if "lr" not in settings:
+            raise ValueError(f"{key}.lr is missing: give the largest learning rate of {kind.__name__}")
         localisation, rest = parameters(network)
         asked = inspect.signature(kind).parameters
         if "fused" in asked:
@@ -121,7 +173,7 @@ class Schedule:
         ]
         try:
             return kind([group for group in groups if group["params"]], **settings)
-        except (TypeError, ValueError, RuntimeError) as error:
+        except Exception as error:  # of whatever class was named, with whatever arguments
             raise ValueError(f"{key}: {kind.__name__} refuses its arguments: {error}") from None
 
     def schedulers(self, optimizers: list[Optimizer]) -> list[LRScheduler]:
@@ -137,7 +189,7 @@ class Schedule:
             filled = {key: value for key, value in of_run.items() if key in asked}
             try:
                 made.append(kind(optimizer, **(filled | settings)))
-            except (TypeError, ValueError, ArithmeticError) as error:
+            except Exception as error:  # of whatever class was named, with whatever arguments
                 raise ValueError(
                     f"schedule.lr_scheduler: {kind.__name__} refuses its arguments with schedule.steps={self.steps}: "
                     f"{error}"

@@ -1,68 +1,151 @@
-"""Where a sweep stands, and how long it will take."""
+"""Where a sweep stands: one line a run as it ends, and how long the others will take."""
 
+import logging
 import time
 from datetime import timedelta
+from functools import cache
 from itertools import product
+from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from hydra import compose
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.utils import JobReturn
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
+from omegaconf.errors import OmegaConfBaseException
 
-from stn.experiments.command import ROOT
+from stn.experiments.command import ROOT, tell_when_stopped
 from stn.experiments.results import records
 from stn.experiments.results.tables import seconds_per_step
+from stn.experiments.training.lock import held
+
+Words = frozenset[str]
 
 
 def jobs(words: list[str]) -> list[list[str]]:
     """The overrides of every job of a sweep, in Hydra's order: the last word varies fastest."""
-    choices = []
+    choices: dict[str, list[str]] = {}  # of a key that is given twice the last counts, at its first place
     for override in OverridesParser.create().parse_overrides(words):
         key = override.get_key_element()
         values = (
             override.sweep_string_iterator() if override.is_discrete_sweep() else [override.get_value_element_as_str()]
         )
-        choices.append([f"{key}={value}" for value in values])
-    return [list(job) for job in product(*choices)]
+        choices[key] = [f"{key}={value}" for value in values]
+    return [list(job) for job in product(*choices.values())]
 
 
 class SweepProgress(Callback):
-    """Before each job of a sweep: which of how many, what it is, the time since the start and about how long is left.
+    """One line a run as it ends: which of how many, what it is, its result, and about how long the others take.
 
-    The estimate is what the kept records of the same cells took a step, scaled by this machine's pace so far.
+    The estimate is made of what the kept records of the same cells took a step, this machine's pace in the runs of this
+    sweep that have ended, what the last run took beside its steps (start-up, test), and how many are under way.
+    All this is read from the runs' folders, so that any launcher's processes say the same.
     """
 
     def __init__(self) -> None:
         self.jobs: list[list[str]] = []
-        self.ran: list[tuple[float, float]] = []  # expected and real seconds of the jobs that had something to do
 
     def on_multirun_start(self, config: Any, **kwargs: Any) -> None:
         params = [f"{key}={value}" for key, value in (config.hydra.sweeper.params or {}).items()]
         self.jobs = jobs([*params, *config.hydra.overrides.task])
-        known = records.read_kept(ROOT / "results")
-        costs = [seconds_per_step(known, job) for job in self.jobs]
-        mean = fmean([cost for cost in costs if cost] or [0])
-        self.expected = [config.schedule.steps * (cost or mean) for cost in costs]
+        kept = [record for record in records.read_kept(ROOT / "results") if record["status"] == "finished"]
+        costs = [seconds_per_step(kept, job) for job in self.jobs]
+        mean = fmean([cost for cost in costs if cost] or [1])
+        self.expected = {_public(job): _steps(_settings(job)) * (cost or mean)
+                         for job, cost in zip(self.jobs, costs, strict=True)}  # fmt: skip
+        self.runs = Path(config.runs_dir).absolute()
         self.start = time.time()
-        print(f"{len(self.jobs)} runs{self._left(0)}; finished ones are skipped, unfinished ones resumed", flush=True)
+        tell_when_stopped(self.safe)
+        print(f"{len(self.jobs)} runs; finished ones are skipped, unfinished ones go on", flush=True)
 
     def on_job_start(self, config: Any, **kwargs: Any) -> None:
+        self.job_start = time.time()
         if self.jobs:
-            number = config.hydra.job.num
-            self.job_start = time.time()
-            spent = _clock(self.job_start - self.start)
-            print(f"[{number + 1} of {len(self.jobs)}] {' '.join(self.jobs[number])}: "
-                  f"{spent} since the start{self._left(number)}", flush=True)  # fmt: skip
+            for name in ("job", "run"):  # which say of one run where it is and how it ended
+                logging.getLogger(f"stn.experiments.training.{name}").setLevel(logging.WARNING)
 
     def on_job_end(self, config: Any, job_return: JobReturn, **kwargs: Any) -> None:
-        if self.jobs and (took := time.time() - self.job_start) > 5:  # else it was finished before
-            self.ran.append((self.expected[config.hydra.job.num], took))
+        if self.jobs:
+            number, took = config.hydra.job.num, time.time() - self.job_start
+            result, training = "failed", 0.0
+            if job_return.status == JobStatus.COMPLETED:
+                record = job_return.return_value
+                result = ", ".join(f"{key} {value:.2f} %" for key, value in record["metrics"].items())
+                if (self.runs / record["id"] / "result.json").stat().st_mtime < self.job_start:
+                    result += ", as before"
+                else:
+                    from stn.experiments.training.run import LOADED
 
-    def _left(self, number: int) -> str:
-        expected, took = map(sum, zip(*self.ran, strict=True)) if self.ran else (0.0, 0.0)
-        left = sum(self.expected[number:]) * (took / expected if expected else 1)
-        return f", about {_clock(left)} left" if left else ""
+                    begun = record["sessions"][-1]["from"] if record["sessions"] else record["steps"]
+                    training = record["seconds"] * (1 - begun / record["steps"])
+                    result += f" in {_clock(took)}" + (f", from step {begun:,} on" if begun else "")
+                    took = time.time() - max(self.job_start, LOADED)
+            print(f"[{number + 1} of {len(self.jobs)}] {self._what(number)}: {result}"
+                  f"{self._left(max(0.0, took - training))}", flush=True)  # fmt: skip
+
+    def _what(self, number: int) -> str:
+        """The words of a job that not every job has."""
+        shared = set.intersection(*map(set, self.jobs)) if len(self.jobs) > 1 else set()
+        return " ".join(word for word in self.jobs[number] if word not in shared)
+
+    def safe(self) -> str:
+        """What a stop leaves of this sweep."""
+        ended = len(self._ended())
+        parts = [f"{r['step']:,} of {r['steps']:,} steps of {r['id']}" for r in self._unfinished().values()]
+        return f"{ended} of {len(self.jobs)} runs have ended; safe: {', '.join(parts) or 'no others'}"
+
+    def _ended(self) -> dict[Words, records.Record]:
+        found: list[records.Record] = []
+        for smoke in (False, True):
+            found += records.read_runs(self.runs, damaged=[], smoke=smoke)
+        return {_public(r["overrides"]): r for r in found if _public(r["overrides"]) in self.expected}
+
+    def _unfinished(self) -> dict[Words, records.Record]:
+        """The records of the runs that have begun, with `held` where a process is at them now."""
+        found = {}
+        for path in sorted(self.runs.glob("*/unfinished.json")):
+            record = records.read(path) | {"held": held(path.parent)}
+            if not (path.parent / "result.json").exists() and _public(record["overrides"]) in self.expected:
+                found[_public(record["overrides"])] = record
+        return found
+
+    def _left(self, beside_s: float) -> str:
+        """About how long the runs that have not ended will take, each `beside_s` longer than its steps."""
+        ended, begun = self._ended(), self._unfinished()
+        new = [words for words, record in ended.items()
+               if record["status"] == "finished"
+               and (self.runs / record["id"] / "result.json").stat().st_mtime >= self.start]  # fmt: skip
+        to_go = self.expected.keys() - ended.keys()
+        if not new or not to_go:
+            return ""
+        pace = sum(ended[words]["seconds"] for words in new) / sum(self.expected[words] for words in new)
+        seconds = 0.0
+        for words in to_go:
+            share = 1 - begun[words]["step"] / begun[words]["steps"] if words in begun else 1.0
+            seconds += pace * self.expected[words] * share + beside_s
+        at_once = min(len(to_go), 1 + sum(record["held"] for record in begun.values()))
+        return f"; about {_clock(seconds / at_once)} left for {len(to_go)}"
+
+
+def _settings(words: list[str]) -> Words:
+    """The words of a job that may decide how many steps it takes: not its seed nor its column."""
+    return frozenset(word for word in words if not word.startswith(("seed=", "data", "hydra")))
+
+
+@cache
+def _steps(words: Words) -> int:
+    """How many steps a job takes; 1 where its config cannot be composed, which the job itself will say."""
+    try:
+        return int(compose("config", list(words)).schedule.steps)
+    except (HydraException, OmegaConfBaseException, ValueError):
+        return 1
+
+
+def _public(words: list[str]) -> Words:
+    """The words of a command line by which a run is found again: without paths of this machine."""
+    return frozenset(word for word in words if word.split("=")[0] not in ("runs_dir", "data.root", "objective.root"))
 
 
 def _clock(seconds: float) -> str:

@@ -1,0 +1,86 @@
+"""What is wrong with a command of run.py before Hydra runs it: its options, how many runs it asks for, their data."""
+
+import json
+from itertools import islice, product
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from stn.experiments.command import ROOT
+
+CONF = ROOT / "conf"
+OPTIONS = ("help", "hydra-help", "version", "cfg", "resolve", "package", "run", "multirun", "shell-completion",
+           "config-path", "config-name", "config-dir", "experimental-rerun", "info")  # fmt: skip
+MOST_RUNS = 10_000  # of a sweep
+LOCAL = ("basic", "joblib", "ray_local", "submitit_local")  # launchers whose jobs see this machine's disk
+CHOOSE_DATA = ("experiment", "data", "data.name", "data.root", "data.size_px")  # what files a job reads
+
+
+def check(words: list[str]) -> None:
+    """Raise ValueError or OSError, in one line, on a command line that cannot be run."""
+    for word in words:
+        if word.startswith("--") and word[2:].split("=")[0] not in OPTIONS:
+            raise ValueError(
+                f"unknown option {word}: settings have no dashes, such as experiment=mnist_fcn; "
+                f"options are --{', --'.join(OPTIONS)}"
+            )
+    settings = [word for word in words if "=" in word and not word.startswith(("-", "~"))]
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        choices = _choices(settings)
+        swept = [f"{key}={values[0]}" if len(values) == 1 else None for key, values in choices.items()]
+        if "-m" not in words and "--multirun" not in words and not {"table", "hydra.mode"} & set(choices):
+            return
+        try:
+            cfg = compose("config", [word for word in swept if word], return_hydra_config=True)
+        except (HydraException, OmegaConfBaseException):
+            return  # Hydra says so when it runs
+        if cfg.hydra.runtime.choices["hydra/launcher"] in LOCAL:
+            params = cfg.hydra.sweeper.params or {}
+            _check_data(_choices([f"{key}={value}" for key, value in params.items()]) | choices)
+
+
+def _choices(settings: list[str]) -> dict[str, list[str]]:
+    """The values of every setting, one unless it is swept.  Raises ValueError on none and on too many runs."""
+    runs, choices = 1, {}
+    for override in OverridesParser.create(GlobalHydra.instance().config_loader()).parse_overrides(settings):
+        key = override.get_key_element()
+        if override.is_interval_sweep():
+            raise ValueError(f"{override.input_line}: an interval has no end of values: give some, such as 1,2,3")
+        if not override.is_discrete_sweep():
+            choices[key] = [str(override.get_value_element_as_str())]
+            continue
+        choices[key] = list(islice(override.sweep_string_iterator(), MOST_RUNS + 1))
+        runs *= len(choices[key])
+        if not 0 < runs <= MOST_RUNS:
+            how = f"more than {MOST_RUNS:,} runs" if runs else "no run: nothing has such a name, or the range is empty"
+            raise ValueError(f"{override.input_line} asks for {how}")
+    return choices
+
+
+def _check_data(choices: dict[str, list[str]]) -> None:
+    """Fetch or find, once, the files of every job of a sweep, before its first."""
+    mine = {key: values for key, values in choices.items() if key in CHOOSE_DATA}
+    found: dict[str, Any] = {}
+    for values in product(*mine.values()):
+        try:
+            cfg = compose("config", [f"{key}={value}" for key, value in zip(mine, values, strict=True)])
+            data: Any = OmegaConf.to_container(cfg.data, resolve=True)
+        except (HydraException, OmegaConfBaseException):
+            continue  # that job says so
+        files = {key.removeprefix("data."): data.get(key.removeprefix("data.")) for key in CHOOSE_DATA[2:]}
+        found.setdefault(json.dumps(files), data)
+    from stn.experiments import build  # loads PyTorch
+
+    for data in found.values():
+        build.ensure(data, place(data.get("root")))
+
+
+def place(root: Any) -> Any:
+    """The folder of a data.root: where it says from here, or in this repository, wherever a command is run."""
+    return root if not isinstance(root, str) or Path(root).is_dir() else str(ROOT / root)

@@ -1,0 +1,86 @@
+"""A cell of a table: our figure with its error, and how it stands to the paper's."""
+
+import math
+import statistics
+from dataclasses import dataclass
+
+Z = 1.96  # standard errors on either side of a 95 % interval
+ROUNDING = 0.05  # the paper prints one decimal
+TEST_IMAGES = {
+    "mnist": 10_000, "addition": 10_000, "voxel": 10_000, "colocalisation": 100, "svhn": 13_068, "svhn_rendered": 4_000,
+    "cub": 5_794, "synthetic_birds": 1_000,
+}  # fmt: skip
+SPREAD = (
+    "± (1): one run, with half of the 95 % interval that the size of its test set gives; ± (n): mean and standard "
+    "deviation of n runs."
+)
+BESIDE = (
+    "After it the paper's figure: < and > where the two differ by more than the error of both, ≈ where they do not, / "
+    "where nothing is compared."
+)
+
+
+def half_width(percent: float, images: int) -> float:
+    """Half of the 95 % interval (Wilson 1927) of a rate that was counted on so many images, in percent."""
+    p = min(max(percent / 100, 0.0), 1.0)
+    return 100 * Z / (1 + Z**2 / images) * math.sqrt(p * (1 - p) / images + (Z / (2 * images)) ** 2)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Our figures, in percent, for one row and column under one schedule and budget.
+
+    `failed` counts the runs without a figure; `images` is the size of the test set, None where it is not known.
+    """
+
+    row: str
+    column: str
+    schedule: str
+    budget: int | None
+    params: int | None
+    values: list[float]
+    failed: int
+    paper: float | None
+    synthetic: bool
+    images: int | None = None
+
+    @property
+    def mean(self) -> float | None:
+        return statistics.fmean(self.values) if self.values else None
+
+    @property
+    def std(self) -> float | None:
+        """The sample standard deviation over seeds, from two of them on."""
+        return statistics.stdev(self.values) if len(self.values) > 1 else None
+
+    @property
+    def spread(self) -> float | None:
+        """What stands after ±: `std`, or of a single run half of its 95 % interval."""
+        if len(self.values) == 1 and self.images is not None:
+            return half_width(self.values[0], self.images)
+        return self.std
+
+    @property
+    def relation(self) -> str:
+        """How ours stands to the paper's: "<" or ">" beyond the error of both, "≈" within it, "/" not compared.
+
+        The error is the root of the sum of squares of both test sets' half widths (the paper's taken to be as large as
+        ours) and of that of our mean over seeds, plus the rounding of the paper's figure.
+        """
+        if self.mean is None or self.paper is None or self.synthetic or self.images is None:
+            return "/"
+        tests = half_width(self.mean, self.images), half_width(self.paper, self.images)
+        seeds = 0.0 if self.std is None else Z * self.std / math.sqrt(len(self.values))
+        if abs(self.mean - self.paper) <= math.hypot(*tests, seeds) + ROUNDING:
+            return "≈"
+        return "<" if self.mean < self.paper else ">"
+
+    def __str__(self) -> str:
+        if self.mean is None:
+            return "failed" if self.failed else "-"
+        spread = "" if self.spread is None else f" ± {self.spread:.2f} ({len(self.values)})"
+        return f"{self.mean:.2f}{spread}" + (f", {self.failed} failed" if self.failed else "")
+
+    def beside(self) -> str:
+        """Ours and the paper's: "2.10 ± 0.28 (1) > 1.2", with "-" for what is not there."""
+        return f"{self} {self.relation} {'-' if self.paper is None else self.paper}"

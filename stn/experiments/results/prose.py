@@ -1,0 +1,94 @@
+"""Figures in prose: a page names the cell of a table that it cites, and the records fill in the figure.
+
+    The FCN has an error of <!-- = table1/mnist_fcn/tc/paper -->16.99<!-- / --> %.
+
+What stands between the two comments is made.  A cell is table/experiment/column/schedule; * in experiment or column
+takes several, `best` is the schedule that `tables.into_page` shows.  A further word asks for something else than our
+mean (`FACTS`); "A : B" divides A by B, cell by cell or one by many.  Several figures read "0.67 to 0.85", a figure
+without a record "not run".  A mark may not begin a line, which would end the paragraph.
+"""
+
+import math
+import re
+from collections.abc import Callable
+from fnmatch import filter as matching
+from itertools import product
+
+from stn.experiments.results import tables
+from stn.experiments.results.cells import Cell
+from stn.experiments.results.records import Record
+from stn.experiments.results.report import span
+
+MARK = re.compile(r"<!-- = (.+?) -->.*?<!-- / -->", re.DOTALL)
+Found = list[tuple[Cell, list[Record]]]  # the cells that were run, each with its records
+
+
+def _of_records(key: str, form: str) -> Callable[[Found], str]:
+    return lambda found: span([r[key] for _, runs in found for r in runs], form)
+
+
+FACTS: dict[str, Callable[[Found], str]] = {
+    "mean": lambda found: span([cell.mean for cell, _ in found if cell.mean is not None], ".2f"),
+    "cell": lambda found: " to ".join(str(cell) for cell, _ in found),
+    "paper": lambda found: span([cell.paper for cell, _ in found if cell.paper is not None], ".1f"),
+    "n": lambda found: span([len(cell.values) for cell, _ in found], "d"),
+    "schedule": lambda found: found[0][0].schedule,
+    "steps": _of_records("steps", ",d"),
+    "params": _of_records("params", ",d"),
+    "hours": lambda found: f"{sum(r['seconds'] for _, runs in found for r in runs) / 3600:.1f}",
+    "minutes": lambda found: span([math.ceil(r["seconds"] / 60) for _, runs in found for r in runs], "d"),
+    "device": lambda found: " or ".join(sorted({r["device"] for _, runs in found for r in runs})),
+}
+
+
+def find(address: str, known: list[tables.Table], records: list[Record]) -> Found:
+    """The cells at table/experiment/column/schedule that have a figure.
+
+    Raises ValueError where the table has no such row or column.
+    """
+    table = next((table for table in known if table.name == address.split("/")[0]), None)
+    if table is None or address.count("/") != 3:
+        raise ValueError(f"{address!r} names no cell: table/experiment/column/schedule does")
+    _, row, column, schedule = address.split("/")
+    rows, columns = matching(table.rows, row), matching(table.columns, column)
+    if not rows or not columns:
+        raise ValueError(f"{address!r}: {table.name} has no such row or column; see conf/table/{table.name}.yaml")
+    block = next((block for block in tables.blocks(table, records) if schedule in ("best", block[1])), None)
+    if block is None:
+        return []
+    cells = dict(zip(product(table.rows, table.columns), tables.cells(table, *block), strict=True))
+    runs: dict[tuple[str, str], list[Record]] = {}
+    for record in block[0]:
+        if tables.belongs(table, record) and (record["schedule"], record["budget"]) == block[1:]:
+            runs.setdefault(tables.place(table, record), []).append(record)
+    return [(cells[key], runs[key]) for key in product(rows, columns) if cells[key].values]
+
+
+def figure(words: str, known: list[tables.Table], records: list[Record]) -> str:
+    """What `words` of a mark asks for.  Raises ValueError on an address or a fact that there is not."""
+    sides = []
+    for side in words.split(" : "):
+        address, _, fact = side.strip().partition(" ")
+        if (fact or "mean") not in FACTS:
+            raise ValueError(f"{words!r}: unknown {fact!r}; choose {', '.join(FACTS)}")
+        sides.append((find(address, known, records), fact or "mean"))
+    if not all(found for found, _ in sides):
+        return "not run"
+    if len(sides) == 1:
+        ((found, fact),) = sides
+        return FACTS[fact](found)
+    over, under = ([cell.paper if fact == "paper" else cell.mean for cell, _ in found] for found, fact in sides)
+    pairs = zip(
+        over * (len(under) if len(over) == 1 else 1), under * (len(over) if len(under) == 1 else 1), strict=True
+    )
+    return span([a / b for a, b in pairs if a is not None and b], ".1f")
+
+
+def fill(page: str, known: list[tables.Table], records: list[Record]) -> str:
+    """A Markdown page with the figure of every mark."""
+
+    def filled(mark: re.Match[str]) -> str:
+        words = " ".join(mark.group(1).split())
+        return f"<!-- = {words} -->{figure(words, known, records)}<!-- / -->"
+
+    return MARK.sub(filled, page)

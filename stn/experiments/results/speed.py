@@ -1,0 +1,49 @@
+"""What an error costs: the core-minutes of every cell of a table under each schedule, beside the error it reached."""
+
+from stn.experiments.results.records import Record
+from stn.experiments.results.tables import Table, belongs, place
+
+HEAD = """# What an error costs
+
+Made from the records. One figure is one run: the minutes of one core that its training took, and the error that it
+reached in them. Read along a row, it says what a better error costs. The minutes are CPU time (`core_seconds`) where
+the record has it, else seconds times threads. Runs shared the two cores, which makes each a little slower.
+
+The errors are test errors at the end of each schedule. When a run first came as far as the paper is not recorded."""
+
+
+def core_minutes(record: Record) -> float:
+    seconds = record.get("core_seconds") or record["seconds"] * record["threads"]
+    return float(seconds) / 60
+
+
+def page(tables: list[Table], records: list[Record]) -> str:
+    """A Markdown page with one table for each of `tables`: its cells by schedule, the seed that comes first."""
+    parts = [HEAD]
+    for table in tables:
+        found: dict[tuple[str, str], dict[str, Record]] = {}
+        for record in sorted(records, key=lambda r: r["seed"]):
+            if record["status"] == "finished" and not record["synthetic"] and belongs(table, record):
+                found.setdefault(place(table, record), {}).setdefault(record["schedule"], record)
+        cost: dict[str, list[float]] = {}
+        for of_cell in found.values():
+            for schedule, record in of_cell.items():
+                cost.setdefault(schedule, []).append(core_minutes(record))
+        schedules = sorted(cost, key=lambda name: sum(cost[name]) / len(cost[name]))
+        lines = [["Model", "Data", *(f"`{name}`" for name in schedules), "Paper"]]
+        lines.append(["---", "---", *["---:"] * (len(schedules) + 1)])
+        for column, label in table.columns.items():
+            for row, name in table.rows.items():
+                of_cell = found.get((row, column), {})
+                figures = [_cell(table, of_cell.get(schedule)) for schedule in schedules]
+                printed = table.paper.get(row, {}).get(column)
+                if of_cell:
+                    lines.append([name, label, *figures, "" if printed is None else f"{printed} %"])
+        parts.append(f"## {table.title}\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines))
+    return "\n\n".join(parts) + "\n"
+
+
+def _cell(table: Table, record: Record | None) -> str:
+    if record is None:
+        return ""
+    return f"{core_minutes(record):.1f} min: {float(record['metrics'][table.metric]):.2f} %"

@@ -1,0 +1,58 @@
+"""One process at a run: its lock, and a sign of life that others read without touching the lock."""
+
+import os
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+BEAT_S = 10  # between two signs of life
+DEAD_S = 60  # without one a run counts as stopped; a network's file system may show a file's time that much later
+
+
+@contextmanager
+def locked(folder: Path, wait_s: int | float) -> Iterator[None]:
+    """Hold the lock of a run's folder, which is made where it is not there, and touch it every BEAT_S seconds.
+
+    Raises ValueError where the folder cannot be written, or another process holds its lock for `wait_s` seconds.
+    """
+    path = folder / "lock"
+    lock = FileLock(path)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=wait_s)
+    except Timeout:
+        raise ValueError(
+            f"another process is at this run already: {folder}; wait for it, or change a setting"
+        ) from None
+    except OSError as error:
+        raise ValueError(
+            f"cannot write the run folder {folder} ({error.strerror}): set runs_dir to one that you can"
+        ) from None
+    over = threading.Event()
+
+    def beat() -> None:
+        with suppress(OSError):  # somebody has deleted the folder
+            os.utime(path)
+            while not over.wait(BEAT_S):
+                os.utime(path)
+
+    beating = threading.Thread(target=beat, daemon=True)
+    beating.start()
+    try:
+        yield
+    finally:
+        over.set()
+        beating.join()
+        with suppress(OSError):
+            os.utime(path, (0, 0))  # stopped from now on
+        lock.release()
+
+
+def held(folder: Path) -> bool:
+    """Whether a process is at the run of a folder: it has given a sign of life within the last DEAD_S seconds."""
+    path = folder / "lock"
+    return path.exists() and time.time() - path.stat().st_mtime < DEAD_S

@@ -1,0 +1,21 @@
+"""The one reader of YAML files that are not Hydra's to read: a manifest, a table, a sweep."""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+
+def read_yaml(path: Path) -> Any:
+    """What a YAML file holds.  Raises OSError or ValueError, in one line, where it cannot be read."""
+    try:
+        return yaml.safe_load(path.read_bytes())
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date such as 2026-99-99
+        raise ValueError(f"{path} is no YAML: {yaml_error(error)}") from None
+
+
+def yaml_error(error: BaseException) -> str:
+    """What is wrong, and in which line."""
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+        return f"line {error.problem_mark.line + 1}: {error.problem}"
+    return " ".join(str(error).split())
