@@ -3,7 +3,7 @@
 PYTHON ?= python3# 3.10 to 3.13
 SCHEDULE ?= fast# smoke | quick | fast | onecycle | paper, or any other of conf/schedule
 SEEDS ?= 0# such as 0,1,2
-ROWS ?=# a part of a table: experiments, such as mnist_fcn,mnist_st_fcn_tps
+ROWS ?=# a part of a table, after make: experiments, such as mnist_fcn,mnist_st_fcn_tps
 COLUMNS ?=# a part of a table: such as r,rts (Table 2: 64,128; Table 5: digits)
 LAUNCHER ?= basic# basic | joblib | ray_local | ray_cluster | submitit_local | slurm
 TABLE ?= table1# of status and dashboard

@@ -9,7 +9,7 @@ from pathlib import Path as _Path
 
 from torch import nn as _nn
 
-dependencies = ["jaxtyping", "omegaconf", "pytorch_lightning", "safetensors", "torch", "torchvision"]
+dependencies = ["jaxtyping", "safetensors", "torch"]
 
 
 def _entry(name: str):
@@ -22,5 +22,10 @@ def _entry(name: str):
     return load
 
 
-for _name in _json.loads((_Path(__file__).parent / "results/weights/index.json").read_text()):
-    globals()["_".join(_name.split("-")[:2])] = _entry(_name)
+_results = _Path(__file__).parent / "results"
+_kept = _json.loads((_results / "weights/index.json").read_text())
+_records = [_json.loads(_line) for _line in (_results / "records.jsonl").read_text().splitlines()]
+_errors = {_r["id"]: _r["metrics"].get("test/error", 100.0) for _r in _records}
+for _name in sorted(_kept, key=lambda name: -_errors[name]):  # of two with one short name the better stands last
+    for _words in (2, 3):
+        globals()["_".join(_name.split("-")[:_words])] = _entry(_name)

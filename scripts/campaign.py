@@ -130,9 +130,7 @@ class Slice:
 
     def note(self, key: str, value: Any) -> None:
         self.state[key] = value
-        scratch = self.file.with_suffix(".tmp")
-        scratch.write_text(json.dumps(self.state, indent=1, sort_keys=True))
-        os.replace(scratch, self.file)
+        records.replace(self.file, json.dumps(self.state, indent=1, sort_keys=True))
 
     def pack(self, now: bool = False) -> None:
         if now or time.monotonic() - self.packed > PACK_EVERY_S:
@@ -165,7 +163,7 @@ class Slice:
         print(f"{len(cells) - len(waiting)} of {len(cells)} runs are done or given up; {self.options.jobs} at once on "
               f"each of {max(1, cards())} devices", flush=True)  # fmt: skip
         # those that have begun go on first
-        begun = [records.read(path) for path in self.options.runs.glob("*/unfinished.json")]
+        begun = [record for _, record in records.read_unfinished(self.options.runs)]
         waiting.sort(key=lambda cell: not any(cell.is_that_of(record) for record in begun))
         slots = range(self.options.jobs * max(1, cards()))
         try:

@@ -1,4 +1,4 @@
-"""A W&B workspace and a report of one table: our figures beside the paper's, the curves and pictures behind them.
+"""A W&B workspace and a report of one table: our figures beside the paper's, with their curves and pictures.
 
 Makes both anew from conf/table and the records, in the project that conf/logger/wandb.yaml names.  Needs an account
 (`wandb login`); --show prints what would be sent, and sends nothing.

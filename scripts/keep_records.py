@@ -23,12 +23,14 @@ def main() -> None:
     own = [r for r in records.read_runs(runs) if r["config"]["data"].get("test_split", "test") == "test"]
     new = records.keep(own, results)
     print(f"{len(new)} new records in {results / 'records.jsonl'}")
-    if options.weights:
+    if options.weights is not None:
         chosen = [path for path in sorted(runs.rglob("weights.safetensors")) if path.parent.match(options.weights)]
+        chosen = [path for path in chosen if path.parent.name in {record["id"] for record in own}]
+        if not chosen:
+            raise ValueError(f"--weights {options.weights}: no finished run in {runs} has such a name")
         for path in chosen:
-            if path.parent.name in {record["id"] for record in own}:
-                weights.keep(path, path.parent.name, results / "weights")
-                print(f"kept: {path}")
+            weights.keep(path, path.parent.name, results / "weights")
+            print(f"kept: {path}")
     known = [tables.load(file) for file in sorted((ROOT / "conf/table").glob("*.yaml"))]
     found = records.read_kept(results)
     pages = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

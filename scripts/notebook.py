@@ -5,6 +5,7 @@ python scripts/notebook.py
 Its first cells open it in Colab and fetch the project there, from the `repository-code` of CITATION.cff.
 """
 
+import argparse
 import json
 import re
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import yaml
 
 from stn.experiments.command import ROOT, run
+from stn.experiments.results.records import replace
 
 SETUP = """import importlib.util
 import os
@@ -20,6 +22,8 @@ import sys
 
 REPOSITORY = "{address}"  # where this project is, for a machine that does not have it
 if importlib.util.find_spec("stn") is None:
+    if REPOSITORY == "ADDRESS":
+        sys.exit("error: set REPOSITORY to the address of this project, or run the notebook where it is installed")
     subprocess.run(["git", "clone", "--depth", "1", REPOSITORY, "stn-project"], check=True)
     subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "./stn-project[experiments]"], check=True)
     sys.path.insert(0, os.path.abspath("stn-project"))
@@ -58,7 +62,8 @@ def notebook() -> str:
 
 
 def main() -> None:
-    (ROOT / "docs/tutorial.ipynb").write_text(notebook())
+    argparse.ArgumentParser(description=__doc__).parse_args()
+    replace(ROOT / "docs/tutorial.ipynb", notebook())
 
 
 if __name__ == "__main__":

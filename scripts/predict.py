@@ -8,6 +8,7 @@ network gives less than 90 % is `not sure`: nearly all of its errors are among t
 """
 
 import argparse
+import io
 import sys
 from collections import Counter
 from pathlib import Path
@@ -20,6 +21,7 @@ from stn import trace
 from stn.experiments import draw, zoo
 from stn.experiments.command import ROOT, run
 from stn.experiments.datasets import handwriting
+from stn.experiments.results.records import replace
 
 SIDE_PX = 252
 SURE = 0.9  # softmax of the likeliest class; tests/experiments/test_handwriting.py measures what it tells
@@ -60,7 +62,9 @@ def show(model: zoo.Recorded, path: Path, target: Path) -> str:
         tiles.append(draw.caption(draw.grid_tile(warp.u[0], warp.source[0], size, SIDE_PX), "input, grid"))
         tiles.append(draw.caption(draw.tile(warp.v[0], SIDE_PX), "output"))
     tiles[-1] = draw.caption(draw.tile(warp.v[0], SIDE_PX), said)
-    draw.stack([tiles]).save(target)
+    content = io.BytesIO()
+    draw.stack([tiles]).save(content, "PNG")
+    replace(target, content.getvalue())
     return f"{path}: {said}; {found.done}; {target}"
 
 

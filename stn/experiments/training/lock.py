@@ -54,5 +54,7 @@ def locked(folder: Path, wait_s: int | float) -> Iterator[None]:
 
 def held(folder: Path) -> bool:
     """Whether a process is at the run of a folder: it has given a sign of life within the last DEAD_S seconds."""
-    path = folder / "lock"
-    return path.exists() and time.time() - path.stat().st_mtime < DEAD_S
+    try:
+        return time.time() - (folder / "lock").stat().st_mtime < DEAD_S
+    except FileNotFoundError:
+        return False

@@ -104,12 +104,8 @@ class SweepProgress(Callback):
 
     def _unfinished(self) -> dict[Words, records.Record]:
         """The records of the runs that have begun, with `held` where a process is at them now."""
-        found = {}
-        for path in sorted(self.runs.glob("*/unfinished.json")):
-            record = records.read(path) | {"held": held(path.parent)}
-            if not (path.parent / "result.json").exists() and _public(record["overrides"]) in self.expected:
-                found[_public(record["overrides"])] = record
-        return found
+        begun = [record | {"held": held(folder)} for folder, record in records.read_unfinished(self.runs)]
+        return {_public(r["overrides"]): r for r in begun if _public(r["overrides"]) in self.expected}
 
     def _left(self, beside_s: float) -> str:
         """About how long the runs that have not ended will take, each `beside_s` longer than its steps."""
