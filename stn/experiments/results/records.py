@@ -49,7 +49,7 @@ def read(path: Path) -> Record:
     written = content.pop("sha256", None) if isinstance(content, dict) else None
     bound = isinstance(content, dict) and (
         written is not None or "weights_sha256" in content
-    )  # older ones have neither
+    )  # older ones: neither
     if bound and written != _digest(content):
         raise ValueError(f"{what} is damaged (it is not as the run wrote it): {remedy}")
     return checked(content, what, remedy)
