@@ -113,7 +113,7 @@ test-gpu: data ## the tests that need a GPU, each skipped with its reason where 
 test-unit: $(SETUP) ## the tests of the library alone: seconds, no data
 	@$(PY) -m pytest tests/unit
 
-test: data ## all tests but the slow ones (about four minutes on two cores)
+test: data ## all tests but the slow ones (four to six minutes on two cores)
 	@$(PY) -m pytest -n 2 --dist loadfile
 
 test-slow: data ## every launcher for real, every make target, every documented command (half an hour)

@@ -59,7 +59,7 @@ def train(overrides: list[str], folder: Path, metric: str) -> float | None:
     return metrics[metric]
 
 
-def main() -> None:
+def search() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sweep", type=Path, default=ROOT / "sweeps/localisation_lr.yaml")
     parser.add_argument("--trials", type=int, default=20, help="further trials (default: 20)")
@@ -101,5 +101,9 @@ def main() -> None:
     print(f"best of {len(finished)}: {' '.join(f'{k}={v}' for k, v in best.params.items())}: {best.value:.2f} %")
 
 
+def main() -> None:
+    stoppable(search)
+
+
 if __name__ == "__main__":
-    run(lambda: stoppable(main))
+    run(main)

@@ -47,9 +47,7 @@ def read(path: Path) -> Record:
     what, remedy = f"the record {path}", "delete it to run again"
     content = parsed(path.read_bytes(), what, remedy)
     written = content.pop("sha256", None) if isinstance(content, dict) else None
-    bound = isinstance(content, dict) and (
-        written is not None or "weights_sha256" in content
-    )  # older ones: neither
+    bound = isinstance(content, dict) and (written is not None or "weights_sha256" in content)  # older ones: neither
     if bound and written != _digest(content):
         raise ValueError(f"{what} is damaged (it is not as the run wrote it): {remedy}")
     return checked(content, what, remedy)
