@@ -31,7 +31,7 @@ $(SETUP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; (3, 10) <= v < (3, 14) or sys.exit("error: Python %d.%d does not do; make PYTHON=python3.12 takes another (3.10 to 3.13)" % v)'
 	@echo 'Set-up: the pinned packages go into .venv (PyTorch with CUDA, about 6 GB: a few minutes).'
 	$(PYTHON) -m venv .venv
-	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[experiments,dev,docs,joblib,onnx,svhn,dashboard,search]'
+	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[experiments,dev,docs,joblib,onnx,svhn,dashboard,search,tensorboard]'
 	@touch $@
 
 setup: $(SETUP) ## the virtual environment .venv; EXTRAS=ray (or submitit, birds) adds what it names
@@ -108,7 +108,7 @@ campaign: data ## on a GPU: its tests, bench, then all tables, in slices that go
 	@set -f; $(PY) scripts/campaign.py $$ARGS
 
 test-gpu: data ## the tests that need a GPU, each skipped with its reason where there is none
-	@$(PY) -m pytest -m gpu -rs tests/gpu
+	@$(PY) -m pytest -m gpu -rs tests/gpu tests/unit
 
 test-unit: $(SETUP) ## the tests of the library alone: seconds, no data
 	@$(PY) -m pytest tests/unit

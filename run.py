@@ -32,9 +32,11 @@ from omegaconf.errors import (
 )
 
 from stn.experiments import command, preflight, resolvers
+from stn.experiments.errors import one_line
 from stn.experiments.yaml_files import yaml_error
 
 os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands errors on to us, and we say them in one line
+os.environ.setdefault("PYTHONWARNINGS", "ignore:resource_tracker:UserWarning")  # joblib's, of what a stop leaves to it
 CONF = command.ROOT / "conf"
 resolvers.register()
 
@@ -49,7 +51,8 @@ def check_keys(cfg: Any, choices: dict[str, str | None]) -> None:
             f"experiment={choices.get('experiment')}: its file is empty or does not begin with `# @package _global_`"
         )
     known: Any = OmegaConf.load(CONF / "config.yaml")
-    for group, option in choices.items():
+    loggers = cfg.get("logger") if isinstance(cfg.get("logger"), DictConfig) else {}  # several are no choice of Hydra's
+    for group, option in [*choices.items(), *(("logger", name) for name in loggers)]:
         file = CONF / group / f"{option}.yaml"
         if group != "experiment" and file.is_file():
             content: Any = OmegaConf.load(file)
@@ -80,12 +83,13 @@ LAUNCHERS = {"basic": None, "joblib": "joblib", "ray": "ray", "ray_local": "ray"
              "submitit_local": "submitit", "submitit_slurm": "submitit", "slurm": "submitit"}  # fmt: skip
 
 
-def one_line(error: BaseException) -> str:
+def what_is_wrong(error: BaseException) -> str:
     """What is wrong, in one line: the cause where Hydra only wraps it, the valid keys or names where one is unknown."""
     cause: Any = error.__cause__
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, option = error.missing_cfg_file.removesuffix(".yaml").rpartition("/")
-        options = sorted(error.options or [])
+        # Hydra names none for one of several
+        options = sorted(error.options or (path.stem for path in (CONF / group).glob("*.yaml")))
         if group == "hydra/launcher":
             options = [name for name in LAUNCHERS if name not in ("ray", "submitit_slurm")]
             if extra := LAUNCHERS.get(option):
@@ -106,11 +110,11 @@ def one_line(error: BaseException) -> str:
     if isinstance(error, OSError) and error.filename is None and error.strerror:  # a full disk, as libraries say it
         return f"{error.strerror}: look at runs_dir, data.root and the temporary folder {tempfile.gettempdir()}"
     if isinstance(error, InstantiationException) and cause is not None:
-        return one_line(cause)
+        return what_is_wrong(cause)
     unknown = isinstance(error, ConfigCompositionException) and isinstance(cause, OmegaConfBaseException)
     if unknown and cause.parent_node is not None and cause.full_key:
-        return f"unknown key {cause.full_key}: valid here: {', '.join(map(str, cause.parent_node))}"
-    return " ".join(str(error).split())
+        return f"unknown key {cause.full_key}: valid here: {', '.join(map(str, cause.parent_node)) or 'none'}"
+    return one_line(error)
 
 
 DYING_S = 60  # a job that is run again may meet the dead node's process, which takes a while to notice
@@ -146,27 +150,28 @@ def main(cfg: DictConfig) -> Any:
             raise ValueError(f"no experiment: python run.py experiment=NAME, with NAME one of {names}")
         if not multirun and not command.worker():
             logging.info("%s, seed %s: loading PyTorch", cfg.experiment_name, cfg.seed)
-        from stn.experiments.training.environment import place
+        from stn.experiments.training.environment import take_card
         from stn.experiments.training.job import run  # what an error or --help does not need is not loaded
 
         if multirun:
-            place(hydra_config.job.num)
+            take_card(hydra_config.job.num)
 
         config: Any = OmegaConf.to_container(cfg, resolve=True)
         if isinstance(config.get("data"), dict) and "root" in config["data"]:
-            config["data"]["root"] = preflight.place(config["data"]["root"])
+            config["data"]["root"] = preflight.data_folder(config["data"]["root"])
         return run(config, list(hydra_config.overrides.task), wait_s=DYING_S if multirun else 0)
     except EXPECTED as error:
         if is_bug(error):
             raise
         if not multirun:
-            sys.exit(f"error: {one_line(error)}")
-        logging.error("error: %s", one_line(error))  # the sweep goes on; Hydra raises the first error at its end
+            sys.exit(f"error: {what_is_wrong(error)}")
+        logging.error("error: %s", what_is_wrong(error))  # the sweep goes on; Hydra raises the first error at its end
         raise
 
 
 def program() -> None:
     preflight.check(sys.argv[1:])
+    sys.argv[1:] = sorted(sys.argv[1:], key=lambda word: word not in ("-m", "--multirun"))  # no option among settings
     main()
 
 
@@ -176,4 +181,4 @@ if __name__ == "__main__":
     except EXPECTED as error:
         if is_bug(error):
             raise
-        sys.exit(f"error: {one_line(error)}")
+        sys.exit(f"error: {what_is_wrong(error)}")

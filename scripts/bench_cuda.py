@@ -13,8 +13,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from torch import Generator, Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._python_dispatch import TorchDispatchMode  # its documented name: PyTorch has no other
 from torch.utils.data import DataLoader, TensorDataset
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -23,7 +22,7 @@ from stn.experiments.command import ROOT
 from stn.experiments.figures import distorted_mnist
 from stn.experiments.training.capture import Captured
 from stn.experiments.training.environment import pick_precision
-from stn.experiments.training.run import schedule_of
+from stn.experiments.training.job import schedule_of
 from stn.experiments.training.schedule import takes_rate_from_device
 from stn.experiments.training.step import step
 
@@ -119,9 +118,17 @@ class Traffic(TorchDispatchMode):
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = function(*args, **(kwargs or {}))
         if not function.is_view:
-            leaves = tree_leaves((args, kwargs, out))
-            self.bytes += sum(t.numel() * t.element_size() for t in leaves if isinstance(t, Tensor))
+            self.bytes += sum(t.nbytes for t in tensors([args, list((kwargs or {}).values()), out]))
         return out
+
+
+def tensors(values: Any) -> Iterator[Tensor]:
+    """Those among the arguments or the results of an operation, which come in lists and tuples."""
+    if isinstance(values, Tensor):
+        yield values
+    elif isinstance(values, list | tuple):
+        for value in values:
+            yield from tensors(value)
 
 
 def work_of(take: Step) -> tuple[int, int]:
@@ -207,7 +214,7 @@ def bench_steps(device: torch.device, only: tuple[str, ...] = (), n: int = 8192,
         plain = per_second(row.take, device)
         captured = None
         if device.type == "cuda":
-            captured = per_second(Captured(row.take, row.generator), device)
+            captured = per_second(Captured(row.take, row.generator, row.optimizers), device)
         usual = usual_rate(row, steps=max(20, int(TIME_S * 100)))
         floor_s = max(flops / rates[row.precision], traffic / moved)
         print(f"    {experiment:28s}{row.schedule.batch_size:5d} {row.precision:9s} {_rate(captured)} {_rate(plain)} "
@@ -241,7 +248,7 @@ def measure_alone(experiment: str, time_s: float) -> None:
     """Print the steps/s of one row, captured: what a process of `bench_together` does."""
     device = torch.device("cuda", 0)
     row = Row(experiment, "paper", device)
-    take = Captured(row.take, row.generator)
+    take = Captured(row.take, row.generator, row.optimizers)
     per_second(take, device, 1.0)
     print("ready", flush=True)
     sys.stdin.readline()  # all start together

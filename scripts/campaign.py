@@ -11,7 +11,6 @@ import argparse
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -23,13 +22,13 @@ from itertools import product
 from pathlib import Path
 from typing import IO, Any
 
-import yaml
 from bundle import pack
 from hydra import compose, initialize_config_dir
 
 from stn.experiments import resolvers
-from stn.experiments.command import ROOT, run
+from stn.experiments.command import ROOT, child, run
 from stn.experiments.results import records, tables
+from stn.experiments.yaml_files import read_yaml
 
 PAPER = ("table1", "table4")
 DEFAULT: dict[str, tuple[str | None, list[str], str]] = {  # table: its schedule (None: each row's own), words of every
@@ -39,14 +38,14 @@ DEFAULT: dict[str, tuple[str | None, list[str], str]] = {  # table: its schedule
     "table5": (None, [], "mnist"),
     "3d": ("fast_3d", [], "mnist"),
     "table2": ("svhn_small", ["data=svhn_rendered"], "svhn_rendered"),
-    "table3": ("cub_small", ["data=synthetic_birds"], "synthetic_birds"),
+    "table3": ("cub_small", ["data=synthetic_birds"], "synthetic_birds_2"),
 }
 TRIES = 3  # of a run that ends without a record
 START_S, END_S = 30, 12  # the least time worth a start, and what is kept for packing
 PACK_EVERY_S = 15
 QUIET = ["logger=none", "progress=false", "threads=1", "pictures=0", "checkpoint_every_s=10"]
 STEPS = {
-    "tests": ["-m", "pytest", "-m", "gpu", "-rs", "tests/gpu"],
+    "tests": ["-m", "pytest", "-m", "gpu", "-rs", "tests/gpu", "tests/unit"],
     "bench": ["scripts/bench.py", "h", "i", "j"],
 }
 
@@ -68,7 +67,7 @@ class Cell:
 
 def of_table(name: str, schedule: str | None, seed: int, words: list[str], pace: Any, shorter: list[str]) -> list[Cell]:
     """The cells of a table for one seed, the cheapest first; `shorter` are further words, for a try."""
-    sweep = yaml.safe_load((ROOT / "conf/table" / f"{name}.yaml").read_text())["hydra"]["sweeper"]["params"]
+    sweep = read_yaml(ROOT / "conf/table" / f"{name}.yaml")["hydra"]["sweeper"]["params"]
     words = [*words, *([f"schedule={schedule}"] if schedule else [])]
     given = {word.split("=")[0] for word in words}
     keys = [key for key in sweep if key not in given]
@@ -187,7 +186,7 @@ class Slice:
         words = [sys.executable, "run.py", *cell.words, *QUIET, f"runs_dir={self.options.runs}"]
         card = {"CUDA_VISIBLE_DEVICES": visible(slot % cards())} if cards() else {}
         said = tempfile.TemporaryFile("w+")  # noqa: SIM115  # closed when the run has ended
-        environment = os.environ | card | {"OMP_NUM_THREADS": "1"}
+        environment = os.environ | card | child() | {"OMP_NUM_THREADS": "1"}
         process = subprocess.Popen(words, cwd=ROOT, env=environment, stdout=said, stderr=subprocess.STDOUT)
         self.running[slot] = cell, process, said
 
@@ -249,8 +248,10 @@ def main() -> None:
     parser.add_argument("--mps", action="store_true", help="let kernels of several runs overlap, where NVIDIA's MPS is")
     parser.add_argument("words", nargs="*", metavar="WORD", help="further words for every run, such as budget=20000")
     options = parser.parse_args()
+    for name in ("minutes", "jobs", "seeds"):
+        if (value := getattr(options, name)) is not None and not value > 0:
+            raise ValueError(f"--{name} {value} has to be above 0")
     options.runs = options.runs.resolve()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # its runs are ended and packed first
     if options.jobs is None:
         options.jobs = 6 if cards() else os.cpu_count() or 1
     if not cards():

@@ -1,4 +1,4 @@
-"""A W&B workspace and a report of one table: our figures beside the paper's, with their curves and pictures.
+"""A W&B workspace and a report of one table under one schedule: our figures beside the paper's, curves and pictures.
 
 Makes both anew from conf/table and the records, in the project that conf/logger/wandb.yaml names.  Needs an account
 (`wandb login`); --show prints what would be sent, and sends nothing.
@@ -10,68 +10,94 @@ import os
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from stn.experiments.command import ROOT, run, runs_folder
-from stn.experiments.results import records, tables
+from stn.experiments.errors import one_line
+from stn.experiments.results import pages, records, tables
+from stn.experiments.yaml_files import read_yaml
 
 CURVES = {"Loss": "train/loss", "Error on training batches, %": "train/error", "Learning rate": "lr"}
 HEALTH = {"Determinant": "det", "Share outside of the image": "out_of_image", "|theta - identity|": "theta_distance"}
 OF_SEVERAL = ["windows", "composed/box"]  # pictures of transformers side by side, and in series
 
 
-def panels(table: tables.Table, found: list[records.Record], wr: Any) -> dict[str, list[Any]]:
-    """The panels of a workspace and of a report, by section: what the table's records log, of every transformer."""
+def panels(table: tables.Table, found: list[records.Record], wr: Any, columns: list[str]) -> dict[str, list[Any]]:
+    """The panels by section: the figures of each of these columns, and what the records log, of every transformer."""
+    cells = len(table.rows) * len(columns)
+    logged = {key for r in found for entry in r.get("curve", [])[-1:] for key in entry}
 
     def lines(names: dict[str, str]) -> list[Any]:
-        return [wr.LinePlot(title=title, x="trainer/global_step", y=[key], groupby="experiment_name")
+        return [wr.LinePlot(title=title, x="trainer/global_step", y=[key], max_runs_to_show=cells)
                 for title, key in names.items() if key in logged]  # fmt: skip
 
-    logged = {key for r in found if tables.belongs(table, r) for entry in r.get("curve", [])[-1:] for key in entry}
     transformers = sorted(key.removesuffix("/det") for key in logged if key.endswith("/det"))
     health = {f"{title}, {name}": f"{name}/{key}" for name in transformers for title, key in HEALTH.items()}
     pictures = [f"{name}/warp" for name in transformers]
+    by = wr.Config("experiment_name")
+    bars = [wr.BarPlot(title=f"{column}, {table.unit}", metrics=[f"figure/{column}"], groupby=by,
+                       max_runs_to_show=cells, max_bars_to_show=len(table.rows)) for column in columns]  # fmt: skip
     return {
-        "Figures": [wr.BarPlot(title=table.unit, metrics=[table.metric], groupby="experiment_name")],
+        "Figures": bars,
         "Training": lines(CURVES),
         "Is the localisation network alive?": lines(health),
         "Input, grid, output": [wr.MediaBrowser(media_keys=pictures + OF_SEVERAL)],
+        "Test": [wr.MediaBrowser(media_keys=["test/worst"])],
     }
 
 
-def workspace(table: tables.Table, found: list[records.Record], entity: str, project: str, ws: Any, wr: Any) -> Any:
-    """The runs of one table, grouped by experiment, best first."""
+def groups(table: tables.Table) -> list[str]:
+    """The groups that the table's runs are in: a borrowed row's runs are in that of its own table."""
+    return sorted({read_yaml(ROOT / "conf/experiment" / f"{name}.yaml")["row"]["table"] for name in table.rows})
+
+
+def workspace(
+    table: tables.Table, schedule: str, found: list[records.Record], entity: str, project: str, ws: Any, wr: Any
+) -> Any:
+    """The runs of one table and schedule, one group a cell."""
+    columns = list(table.columns.values())
     return ws.Workspace(
         entity=entity,
         project=project,
-        name=table.title,
-        sections=[ws.Section(name=name, panels=some, is_open=True) for name, some in panels(table, found, wr).items()],
+        name=f"{table.title}, {schedule}",
+        sections=[ws.Section(name=name, panels=some, is_open=True)
+                  for name, some in panels(table, found, wr, columns).items()],
         runset_settings=ws.RunsetSettings(
-            filters=[ws.Metric("Group") == table.name],
-            groupby=[ws.Config("experiment_name"), ws.Config(table.column_key)],
+            filters=[
+                ws.Metric("Group").isin(groups(table)),
+                ws.Config("experiment_name").isin(list(table.rows)),
+                ws.Config("column").isin(columns),
+                ws.Config("schedule_name") == schedule,
+            ],
+            groupby=[ws.Config("experiment_name"), ws.Config("column")],
             order=[ws.Ordering(ws.Summary(table.metric), ascending=True)],
         ),
-    )
+    )  # fmt: skip
 
 
-def report(table: tables.Table, found: list[records.Record], entity: str, project: str, wr: Any) -> Any:
-    """The table against the paper's, as Markdown from the records, above the panels of its runs."""
+def report(table: tables.Table, schedule: str, found: list[records.Record], entity: str, project: str, wr: Any) -> Any:
+    """The table against the paper's, as Markdown from the records; then, column by column, the panels of its runs."""
     grids = []
-    for name, some in panels(table, found, wr).items():
-        runs = wr.Runset(name=table.title, filters=f"Group == '{table.name}'")
-        grids += [wr.H2(name), wr.PanelGrid(runsets=[runs], panels=some)]
+    for column in table.columns.values():
+        runs = wr.Runset(
+            name=f"{column}, {schedule}",
+            filters=f"Group in {groups(table)} and Config('experiment_name') in {list(table.rows)} "
+            f"and Config('column') == '{column}' and Config('schedule_name') == '{schedule}'",
+            groupby=["config.experiment_name"],
+        )
+        some = [panel for section in panels(table, found, wr, [column]).values() for panel in section]
+        grids += [wr.H2(column), wr.PanelGrid(runsets=[runs], panels=some)]
     return wr.Report(
         entity=entity,
         project=project,
-        title=table.title,
-        description="Ours / the paper's, made from the records by scripts/dashboard.py.",
-        blocks=[wr.MarkdownBlock(text=tables.markdown(table, found)), *grids],
+        title=f"{table.title}, {schedule}",
+        description="Ours beside the paper's, made from the records by scripts/dashboard.py.",
+        blocks=[wr.MarkdownBlock(text=pages.markdown(table, found, best=True)), *grids],
     )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("table", choices=sorted(path.stem for path in (ROOT / "conf/table").glob("*.yaml")))
+    parser.add_argument("--schedule", help="default: the one that most cells of the table were run with")
     parser.add_argument("--entity", help="team or user (default: that of your account)")
     parser.add_argument("--runs", type=Path, help="where your own runs are (default: runs)")
     parser.add_argument("--show", action="store_true", help="print what would be sent, as JSON, and send nothing")
@@ -87,22 +113,32 @@ def main() -> None:
 
     table = tables.load(ROOT / "conf/table" / f"{options.table}.yaml")
     found = records.read_all(runs_folder(options.runs), ROOT / "results", curves=True)
-    project = yaml.safe_load((ROOT / "conf/logger/wandb.yaml").read_text())["project"]
+    if options.schedule is not None:
+        tables.schedule(ROOT / "conf", options.schedule)
+    elif not (known := tables.schedules(table, found)):
+        raise ValueError(f"no run of {table.name} is recorded: give --schedule")
+    schedule = options.schedule or known[0][0]
+    found = [record for record in found if tables.belongs(table, record) and record["schedule"] == schedule]
+    project = read_yaml(ROOT / "conf/logger/wandb.yaml")["wandb"]["project"]
+
+    def made(entity: str) -> list[Any]:
+        words = table, schedule, found, entity, project
+        return [workspace(*words, ws, wr), report(*words, wr)]
+
     if options.show:
         entity = options.entity or "your-entity"
-        made = [workspace(table, found, entity, project, ws, wr), report(table, found, entity, project, wr)]
-        views = [TypeAdapter(type(one)).dump_python(one, mode="json", exclude_none=True) for one in made]
+        views = [TypeAdapter(type(one)).dump_python(one, mode="json", exclude_none=True) for one in made(entity)]
         print(json.dumps(dict(zip(("workspace", "report"), views, strict=True)), indent=1))
         return
     try:
         if not wandb.login(prompt=False):
             raise ValueError("no W&B account is set up: `wandb login`, or --show to see what would be sent")
         entity = options.entity or str(wandb.Api().default_entity)
-        for one in (workspace(table, found, entity, project, ws, wr), report(table, found, entity, project, wr)):
+        for one in made(entity):
             one.save()
             print(one.url)
     except wandb.Error as error:
-        raise ValueError(f"W&B: {' '.join(str(error).split())}") from None
+        raise ValueError(f"W&B: {one_line(error)}") from None
 
 
 if __name__ == "__main__":

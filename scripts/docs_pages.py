@@ -10,7 +10,7 @@ from mkdocs.structure.files import File, Files
 
 import stn
 from stn.experiments.command import ROOT
-from stn.experiments.results import records, report, tables
+from stn.experiments.results import pages, records, report, tables
 
 MEASURE = "results/table4_specialisation.json"  # a page links to it
 FILES = sorted((ROOT / "conf/table").glob("*.yaml"), key=lambda path: (not path.stem.startswith("table"), path.stem))
@@ -90,7 +90,7 @@ def on_files(files: Files, config: Any) -> Files:
         raise PluginError(str(error)) from None
     files.append(File.generated(config, "report.html", content=page))
     for table in TABLES:
-        text = f"# {table.title}\n\nMade from the records, one block per schedule.\n\n{tables.markdown(table, found)}\n"
+        text = f"# {table.title}\n\nMade from the records, one block per schedule.\n\n{pages.markdown(table, found)}\n"
         files.append(File.generated(config, f"results/{table.name}.md", content=text))
     for each in (MEASURE, "results/speed.md"):
         files.append(File.generated(config, each, content=(ROOT / each).read_text()))

@@ -9,7 +9,7 @@ import argparse
 from pathlib import Path
 
 from stn.experiments.command import ROOT, run, runs_folder
-from stn.experiments.results import cards, prose, records, speed, tables, weights
+from stn.experiments.results import cards, pages, prose, records, speed, tables, weights
 
 
 def main() -> None:
@@ -33,16 +33,15 @@ def main() -> None:
             print(f"kept: {path}")
     known = [tables.load(file) for file in sorted((ROOT / "conf/table").glob("*.yaml"))]
     found = records.read_kept(results)
-    pages = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
     written = []
     for table in known:
-        written += tables.write(results, table, found)
+        written += pages.write(results, table, found)
     cost, costly = results / "speed.md", [table for table in known if table.name in ("table1", "table4")]
     written += [cost] if records.replace(cost, speed.page(costly, found)) else []
-    for page in pages:
+    for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
         text = page.read_text()
         for table in known:
-            text = tables.into_page(text, table, found)
+            text = pages.into_page(text, table, found)
         text = prose.fill(text, known, found)
         written += [page] if records.replace(page, text) else []
     listed = weights.index(results / "weights")

@@ -10,10 +10,9 @@ import json
 import re
 from typing import Any
 
-import yaml
-
 from stn.experiments.command import ROOT, run
 from stn.experiments.results.records import replace
+from stn.experiments.yaml_files import read_yaml
 
 SETUP = """import importlib.util
 import os
@@ -54,7 +53,7 @@ def cells(markdown: str, address: str) -> list[dict]:
 
 def notebook() -> str:
     """The notebook of the tutorial as JSON."""
-    address = yaml.safe_load((ROOT / "CITATION.cff").read_text()).get("repository-code", "ADDRESS")
+    address = read_yaml(ROOT / "CITATION.cff").get("repository-code", "ADDRESS")
     markdown = (ROOT / "docs/tutorial.md").read_text()
     metadata = {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}}
     whole = {"cells": cells(markdown, address), "metadata": metadata, "nbformat": 4, "nbformat_minor": 5}

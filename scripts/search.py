@@ -5,12 +5,13 @@ at once.  Every trial of Optuna's is a run of run.py with a record; what failed 
 """
 
 import argparse
+import os
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
-from stn.experiments.command import ROOT, run, stoppable
+from stn.experiments.command import ROOT, child, run, tell_when_stopped
 from stn.experiments.results import records
 from stn.experiments.yaml_files import read_yaml
 
@@ -49,7 +50,8 @@ def suggest(trial: Any, parameters: dict[str, Any]) -> list[str]:
 
 def train(overrides: list[str], folder: Path, metric: str) -> float | None:
     """The metric of the run that the overrides name, in a folder of its own; None where it failed."""
-    done = subprocess.run([sys.executable, "run.py", *overrides, f"runs_dir={folder}"], cwd=ROOT)
+    words = [sys.executable, "run.py", *overrides, f"runs_dir={folder}"]
+    done = subprocess.run(words, cwd=ROOT, env=os.environ | child())
     results = list(folder.glob("*/result.json"))
     if done.returncode or len(results) != 1:
         return None
@@ -59,7 +61,7 @@ def train(overrides: list[str], folder: Path, metric: str) -> float | None:
     return metrics[metric]
 
 
-def search() -> None:
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sweep", type=Path, default=ROOT / "sweeps/localisation_lr.yaml")
     parser.add_argument("--trials", type=int, default=20, help="further trials (default: 20)")
@@ -84,6 +86,7 @@ def search() -> None:
         direction=sweep["metric"]["goal"],
         load_if_exists=True,
     )
+    tell_when_stopped(lambda: f"the trials that have ended are kept in {options.runs}")
     for _ in range(options.trials):
         trial = study.ask()
         folder = (options.runs / f"trial{trial.number}").resolve()
@@ -99,10 +102,6 @@ def search() -> None:
         raise ValueError("no trial has finished: see above")
     best = study.best_trial
     print(f"best of {len(finished)}: {' '.join(f'{k}={v}' for k, v in best.params.items())}: {best.value:.2f} %")
-
-
-def main() -> None:
-    stoppable(search)
 
 
 if __name__ == "__main__":

@@ -69,7 +69,7 @@ def main() -> None:
     for record in own:
         wanted = record["schedule"] == options.schedule and options.budget in (None, record["budget"])
         if wanted and tables.belongs(table, record):
-            cells.setdefault((*tables.place(table, record), record["seed"]), record)
+            cells.setdefault((*tables.cell_of(table, record), record["seed"]), record)
 
     counts: Counter[str] = Counter()
     left: list[float | None] = []
@@ -85,7 +85,8 @@ def main() -> None:
                 states.append(f"{state} {100 * record['step'] // record['steps']} %" if "step" in record else state)
                 counts[state] += 1
                 if state in ("missing", "stopped", "running"):
-                    same = [r["seconds"] / r["steps"] for r in known if tables.place(table, r) == (experiment, column)]
+                    cell = (experiment, column)
+                    same = [r["seconds"] / r["steps"] for r in known if tables.cell_of(table, r) == cell]
                     if record.get("step"):
                         same = [record["seconds"] / record["step"]]
                     to_go = record.get("steps", steps[experiment]) - record.get("step", 0)

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table as RichTable
 
 from stn.experiments.command import ROOT, run, runs_folder
-from stn.experiments.results import records, tables
+from stn.experiments.results import pages, records, tables
 
 
 def main() -> None:
@@ -30,9 +30,9 @@ def main() -> None:
     console, shown = Console(), 0
     for block, schedule, budget in tables.blocks(table, found):
         if options.schedule in (None, schedule):
-            header, *body = tables.grid(table, tables.cells(table, block, schedule, budget))
+            header, *body = pages.grid(table, tables.cells(table, block, schedule, budget))
             title = f"{table.title} (smoke: these figures mean nothing)" if smoke else table.title
-            lines = RichTable(*header, title=title, caption=tables.describe(block, table, schedule, budget))
+            lines = RichTable(*header, title=title, caption=pages.describe(block, table, schedule, budget))
             for line in body:
                 lines.add_row(*line)
             console.print(lines)
@@ -42,13 +42,13 @@ def main() -> None:
             console.print(f"own runs, below {runs}: {mine}{rest}")
             shown += 1
     if shown:
-        console.print(tables.legend(table), highlight=False)
+        console.print(pages.legend(table), highlight=False)
     else:
         console.print(
             f"{table.title}: no run yet" + (f" under schedule {options.schedule}" if options.schedule else "")
         )
     if not smoke:
-        tables.write(options.out, table, found)
+        pages.write(options.out, table, found)
         console.print(f"written: {options.out / table.name}.md and .csv")
 
 

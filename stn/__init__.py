@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from stn.diagnostics import collapsed, determinant, health
+    from stn.draw import draw_window
     from stn.linear_form import LinearForm
     from stn.localisation import Regression, complete_state, convolutional, fully_connected
     from stn.protocol import Transform
@@ -48,6 +49,7 @@ __all__ = [
     "complete_state",
     "convolutional",
     "determinant",
+    "draw_window",
     "fully_connected",
     "health",
     "regular_grid",
@@ -57,6 +59,7 @@ __all__ = [
 
 _MODULES = {
     "diagnostics": ("collapsed", "determinant", "health"),
+    "draw": ("draw_window",),
     "linear_form": ("LinearForm",),
     "localisation": ("Regression", "complete_state", "convolutional", "fully_connected"),
     "protocol": ("Transform",),

@@ -9,14 +9,14 @@ from stn.transformer import Warp
 COLOUR = (1.0, 0.0, 0.0)  # of the outline
 
 
-def window(warp: Warp, side_px: int = 112) -> Float[Tensor, "b 3 h w"]:
+def draw_window(warp: Warp, side_px: int = 112) -> Float[Tensor, "b 3 h w"]:
     """Pictures in [0, 1], one per input: U (its window outlined) left, V right, each `side_px` high and as wide.
 
     What `stn.trace` gives of a batch of images with one channel or three, in [0, 1].  Raises ValueError on others.
 
     >>> st = SpatialTransformer(fully_connected((1, 8, 8), Affine()), Affine())
     >>> [warp] = trace(st, torch.rand(2, 1, 8, 8))
-    >>> window(warp).shape
+    >>> draw_window(warp).shape
     torch.Size([2, 3, 112, 224])
     """
     if warp.u.dim() != 4 or warp.u.shape[1] not in (1, 3):

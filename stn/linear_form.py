@@ -1,5 +1,7 @@
 """The general form of Sect. 3.2, whose B is learnt."""
 
+import math
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -27,14 +29,22 @@ class LinearForm(nn.Module):
     def __init__(self, size: tuple[int, int], extra: int = 0):
         super().__init__()
         check_size("a size", size, 2, "LinearForm")
+        if not isinstance(extra, int) or extra < 0:
+            raise ValueError(f"LinearForm needs a whole number of extra rows, 0 or more, got {extra}")
         self.size = tuple(size)
-        grid = homogeneous(regular_grid(self.size))
-        self.basis = nn.Parameter(torch.cat([grid, 0.1 * torch.randn(extra, grid.shape[1])]))
-        k = len(self.basis)
+        k = 3 + extra
+        self.basis = nn.Parameter(torch.empty(k, math.prod(self.size)))
+        self.reset_parameters()
         self.num_params = 2 * k
         self.identity = tuple(float(i == j) for i in range(2) for j in range(k))
         note = "an older one, of the same size, is completed by stn.complete_state"
         refuse_other(self, "fixed", tuple(map(float, self.size)), note)
+
+    def reset_parameters(self) -> None:
+        """B as at the start."""
+        with torch.no_grad():
+            self.basis[:3] = homogeneous(regular_grid(self.size)).to(self.basis)
+            self.basis[3:] = 0.1 * torch.randn_like(self.basis[3:])
 
     def forward(self, theta: Float[Tensor, "b p"], target: Float[Tensor, "n 2"]) -> Float[Tensor, "b n 2"]:
         check_shapes(self, theta, target)

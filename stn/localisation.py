@@ -2,8 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
+from typing import NoReturn
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -16,11 +18,13 @@ class Regression(nn.Linear):
 
     The paper's "zero weights, bias = identity"; holding the identity apart from b keeps weight decay from pulling theta
     to the zero matrix.  `start` replaces the transform's identity where a network should begin elsewhere.
-    Computed in float32 under autocast, since half precision would blur the grid by a pixel.
+    Computed in float32 under autocast, since half precision would blur the grid by a pixel.  Raises ValueError on a
+    start of another length.
 
     The identity is part of the state dict.  A state with another one, or with none, is refused: an `nn.Linear` whose
     bias holds the identity would mean it twice (`from_linear` converts it), and so is one of a version of this library
-    that did not write it down (`complete_state`).  `weight_norm` on it gives nan, since W is zero at the start.
+    that did not write it down (`complete_state`).  `weight_norm` and `spectral_norm` on it give nan, since W is zero at
+    the start.
 
     >>> Regression(5, Affine())(torch.rand(1, 5))
     tensor([[1., 0., 0., 0., 1., 0.]], grad_fn=<AddBackward0>)
@@ -48,8 +52,10 @@ class Regression(nn.Linear):
         self.register_buffer("identity", torch.tensor(self.start, dtype=self.weight.dtype, device=self.weight.device))
 
     def forward(self, x: Float[Tensor, "b f"]) -> Float[Tensor, "b p"]:
-        with torch.autocast(x.device.type, enabled=False):
-            return self.identity + super().forward(x.to(self.weight.dtype))
+        return _linear(x, self.weight, self.bias, self.identity)
+
+    def __prepare_scriptable__(self) -> NoReturn:
+        raise TypeError("torch.jit.script cannot compile a Regression: use torch.export, or torch.jit.trace")
 
     @classmethod
     def from_linear(
@@ -83,6 +89,12 @@ class Regression(nn.Linear):
             layer.weight.copy_(factor[:, None] * linear.weight)
             layer.bias.copy_(factor * bias - layer.identity)
         return layer
+
+
+@torch.fx.wrap  # a call in the graph of torch.fx, which else would lose the context
+def _linear(x: Tensor, weight: Tensor, bias: Tensor, identity: Tensor) -> Tensor:
+    with torch.autocast(x.device.type, enabled=False):
+        return identity + F.linear(x.to(weight.dtype), weight, bias)
 
 
 def complete_state(network: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -1,5 +1,7 @@
 """The matrices of Sect. 3.2: source = M_theta B, a plane projective map, products and inverses of small matrices."""
 
+import math
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -21,13 +23,18 @@ def _with_ones(target: Float[Tensor, "n d"]) -> Float[Tensor, "d+1 n"]:
 
 
 def linear_map(m_theta: Float[Tensor, "b d k"], basis: Float[Tensor, "k n"]) -> Float[Tensor, "b n d"]:
-    """source = M_theta B, the general form of Sect. 3.2, as one matrix product over the whole batch.
+    """source = M_theta B, the general form of Sect. 3.2."""
+    return _product(m_theta, basis).transpose(1, 2)
+
+
+def _product(m_theta: Float[Tensor, "b d k"], basis: Float[Tensor, "k n"]) -> Float[Tensor, "b d n"]:
+    """M_theta B as one matrix product over the whole batch.
 
     In float32 under autocast too: in half precision the points would be off by up to a pixel.
     """
     b, d, k = m_theta.shape
     with without_autocast(m_theta.device.type):
-        return (m_theta.reshape(b * d, k) @ basis).view(b, d, basis.shape[1]).transpose(1, 2)
+        return (m_theta.reshape(b * d, k) @ basis).view(b, d, basis.shape[1])
 
 
 def perspective(h_theta: Float[Tensor, "b 3 3"], target: Float[Tensor, "n 2"], min_z: float) -> Float[Tensor, "b n 2"]:
@@ -36,9 +43,9 @@ def perspective(h_theta: Float[Tensor, "b 3 3"], target: Float[Tensor, "n 2"], m
     A point with Z <= 0 lies behind the camera and is sent out of the image: its V is 0 and it has no gradient.  Z is
     clipped to at least `min_z`, so that no coordinate and no gradient is infinite.
     """
-    xy, z = linear_map(h_theta, homogeneous(target)).transpose(1, 2).split([2, 1], dim=1)
-    inverse = z.clamp(min=min_z).reciprocal()  # one division a point, not two
-    return (xy * inverse).masked_fill(z <= 0, OUT_OF_IMAGE).transpose(1, 2)  # nan is not <= 0: it has to show
+    xy, z = _product(h_theta, homogeneous(target)).split([2, 1], dim=1)
+    inverse = F.hardtanh(z, min_z, math.inf).reciprocal()  # clamp whose gradient is one operation, not three
+    return (xy * inverse).masked_fill_(z <= 0, OUT_OF_IMAGE).transpose(1, 2)  # nan is not <= 0: it has to show
 
 
 OUT_OF_IMAGE = 4.0  # any coordinate whose sampling kernel touches no pixel

@@ -46,28 +46,55 @@ def check_size(name: str, size: tuple[int, ...], dims: int, of: str) -> None:
 
 
 def refuse_other(module: nn.Module, name: str, values: tuple[float, ...], note: str) -> None:
-    """Register a buffer of what was fixed at construction, so that a state dict with other values, or none, is refused.
+    """Write `values`, fixed at construction, into the state dict of `module`, and refuse a state with others or none.
 
-    The values that are kept are the module's own: a state in half precision does not round them.
+    They are no buffer unless the module has one of that `name`: `to_empty` and `half` cannot change them.  A state that
+    was rounded to half precision is taken, and does not round them.
     """
-    if name not in dict(module.named_buffers(recurse=False)):
-        module.register_buffer(name, torch.tensor(values))
+    module.register_state_dict_post_hook(partial(_write, name, values))
     module.register_load_state_dict_pre_hook(partial(_refuse_other, name, values, note))
 
 
-def _refuse_other(
-    name: str, values: tuple[float, ...], note: str, module: nn.Module, state: dict[str, Any], prefix: str, *rest: Any
+def _write(
+    name: str, values: tuple[float, ...], module: nn.Module, state: dict[str, Any], prefix: str, metadata: Any
 ) -> None:
-    errors: list[str] = rest[-1]
-    key, own = prefix + name, torch.tensor(values, device="cpu")
-    given = state.get(key)
+    if name not in module._buffers:
+        state[prefix + name] = torch.tensor(values, dtype=torch.float32, device="cpu")
+
+
+def _refuse_other(
+    name: str,
+    values: tuple[float, ...],
+    note: str,
+    module: nn.Module,
+    state: dict[str, Any],
+    prefix: str,
+    metadata: Any,
+    strict: bool,
+    missing: list[str],
+    unexpected: list[str],
+    errors: list[str],
+) -> None:
+    key, own = prefix + name, torch.tensor(values, dtype=torch.float32, device="cpu")
+    buffer = module._buffers.get(name)
+    given = state.get(key) if buffer is not None else state.pop(key, None)
     if given is None:
+        if buffer is None:
+            missing.append(key)
         if any(other.startswith(prefix) for other in state):
             errors.append(f"{key} is missing from the state: {note}.")
-    elif given.shape == own.shape and type(given) is Tensor and not given.is_meta:
-        if not torch.allclose(given.detach().to("cpu", own.dtype), own, rtol=1e-3, atol=1e-3):
-            errors.append(f"{key} is {tuple(given.tolist())} in the state, but {values} here: build it with the same.")
-        state[key] = own.to(given.device, module.get_buffer(name).dtype)
+    elif type(given) is Tensor and not given.is_meta:
+        if not _same(given.detach().cpu().float(), own):
+            found = tuple(given.flatten().tolist())
+            errors.append(f"{key} is {found} in the state, but {values} here: build it with the same.")
+        if buffer is not None:
+            state[key] = own.to(given.device, buffer.dtype)
+
+
+def _same(given: Tensor, own: Tensor) -> bool:
+    """Whether these are the module's own values, or those after `half` or `bfloat16`."""
+    rounded = (own.to(dtype).float() for dtype in (torch.float32, torch.float16, torch.bfloat16))
+    return given.shape == own.shape and any(torch.allclose(given, each, rtol=1e-6, atol=1e-6) for each in rounded)
 
 
 def check_shapes(transform: Transform, theta: Tensor, target: Tensor) -> None:

@@ -7,6 +7,7 @@ of scale 0.5 covers half of the image at every resolution.
 
 import math
 from contextlib import AbstractContextManager, nullcontext
+from operator import index
 from typing import Any
 
 import torch
@@ -38,7 +39,7 @@ def regular_grid(
         return _grid(size, dtype, torch.device(device))
     found = GRIDS.find((tuple(size), dtype, where))
     if found is None:
-        sides = tuple(int(n) for n in size)  # torch.jit.trace has tensors here
+        sides = tuple(index(n) for n in size)  # torch.jit.trace has tensors here
         found = GRIDS.make((sides, dtype, where), lambda: _grid(sides, dtype, torch.device("cpu")), where)
     return found
 

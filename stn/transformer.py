@@ -153,8 +153,9 @@ def _watched(network: nn.Module, calls: list[Call]) -> Iterator[None]:
 def trace(network: nn.Module, *inputs: Any, **kwargs: Any) -> list[Warp]:
     """Run network(*inputs, **kwargs) in eval mode without gradients; return what every SpatialTransformer in it did.
 
-    Call by call, in threads that the network starts too (then in the order in which they come).  One trace runs at a
-    time in a process, so that they mix nothing up; no other thread may call the network meanwhile.
+    Call by call, in threads that the network starts too (then in the order in which they come), and what
+    `torch.compile` has compiled runs eagerly.  One trace runs at a time in a process, so that they mix nothing up; no
+    other thread may call the network meanwhile.
 
     >>> st = SpatialTransformer(fully_connected((1, 28, 28), Affine()), Affine())
     >>> [warp] = trace(st, torch.rand(2, 1, 28, 28))
@@ -162,7 +163,7 @@ def trace(network: nn.Module, *inputs: Any, **kwargs: Any) -> list[Warp]:
     tensor([1., 0., 0., 0., 1., 0.])
     """
     calls: list[Call] = []
-    with _one_trace, _watched(network, calls), torch.no_grad():
+    with _one_trace, _watched(network, calls), torch.no_grad(), torch.compiler.set_stance("force_eager"):
         network(*inputs, **kwargs)
     uses, so_far = Counter(name for name, *_ in calls), Counter[str]()
     warps = []

@@ -52,11 +52,11 @@ class Affine(nn.Module):
 
     def compose(self, outer: Float[Tensor, "b 6"], inner: Float[Tensor, "b 6"]) -> Float[Tensor, "b 6"]:
         """The theta of source = T_outer(T_inner(target)): A_outer [A_inner; 0 0 1]."""
-        return affine_compose(outer.view(-1, 2, 3), inner.view(-1, 2, 3)).flatten(1)
+        return affine_compose(outer.unflatten(1, (2, 3)), inner.unflatten(1, (2, 3))).flatten(1)
 
     def inverse(self, theta: Float[Tensor, "b 6"]) -> Float[Tensor, "b 6"]:
         """The theta of the map from source to target."""
-        return affine_inverse(theta.view(-1, 2, 3)).flatten(1)
+        return affine_inverse(theta.unflatten(1, (2, 3))).flatten(1)
 
 
 class Similarity(nn.Module):
@@ -82,7 +82,7 @@ class Similarity(nn.Module):
         refuse_other(self, "fixed", (self.aspect,), note)
 
     def rotation(self, cos: Float[Tensor, "b 1"], sin: Float[Tensor, "b 1"]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """The columns of R row by row, (B, 1) each: a rotation in pixels as one of [-1, 1]."""
+        """The entries of R row by row, (B, 1) each: a rotation in pixels as one of [-1, 1]."""
         if self.aspect == 1:
             return cos, -sin, sin, cos
         return cos, -sin / self.aspect, sin * self.aspect, cos
@@ -197,9 +197,11 @@ class Translation(nn.Module):
 
 
 class Projective(nn.Module):
-    """A plane projective map (`perspective`); theta is H_theta row by row without its last element, which is 1.
+    """A plane projective map: (X, Y, Z) = H_theta (x_t, y_t, 1), source = (X / Z, Y / Z).
 
-    With a `padding_mode` other than zeros, points behind the camera show the padding in the place of 0.
+    theta is H_theta row by row without its last element, which is 1.  A point with Z <= 0 lies behind the camera: V is 0
+    there, or the padding with a `padding_mode` other than zeros.  Z is clipped to at least `min_z`.  Raises ValueError
+    on a `min_z` that is not positive.
 
     >>> Projective()(torch.tensor([[1.0, 0, 0, 0, 1, 0, 1, 0]]), torch.tensor([[1.0, 1.0]]))
     tensor([[[0.5000, 0.5000]]])
@@ -210,6 +212,8 @@ class Projective(nn.Module):
 
     def __init__(self, min_z: float = 1e-2):
         super().__init__()
+        if not min_z > 0:
+            raise ValueError(f"min_z, the least depth of a point in front of the camera, is positive, got {min_z}")
         self.min_z = min_z
 
     def forward(self, theta: Float[Tensor, "b 8"], target: Float[Tensor, "n 2"]) -> Float[Tensor, "b n 2"]:
@@ -250,11 +254,11 @@ class Affine3d(nn.Module):
 
     def compose(self, outer: Float[Tensor, "b 12"], inner: Float[Tensor, "b 12"]) -> Float[Tensor, "b 12"]:
         """The theta of source = T_outer(T_inner(target))."""
-        return affine_compose(outer.view(-1, 3, 4), inner.view(-1, 3, 4)).flatten(1)
+        return affine_compose(outer.unflatten(1, (3, 4)), inner.unflatten(1, (3, 4))).flatten(1)
 
     def inverse(self, theta: Float[Tensor, "b 12"]) -> Float[Tensor, "b 12"]:
         """The theta of the map from source to target."""
-        return affine_inverse(theta.view(-1, 3, 4)).flatten(1)
+        return affine_inverse(theta.unflatten(1, (3, 4))).flatten(1)
 
 
 class Constrained(nn.Module):
@@ -311,6 +315,7 @@ def aligned_corners_factors(
     >>> aligned_corners_factors(Affine(), (5, 5), (5, 5))
     (1.0, 1.0, 0.8, 1.0, 1.0, 0.8)
     """
+    check_transform(transform)
     check_size("an in_size", in_size, transform.dims, "aligned_corners_factors")
     check_size("an out_size", out_size, transform.dims, "aligned_corners_factors")
     if min(*in_size, *out_size) < 2:

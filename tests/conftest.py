@@ -22,6 +22,13 @@ def pytest_report_header() -> str | None:
     return f"not installed: {', '.join(LACKING)}; the files that import them are left out" if LACKING else None
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="PyTorch sees no CUDA device"))
+
+
 @pytest.fixture(scope="module")
 def one_thread():
     """PyTorch with one thread: on a busy machine two wait for each other longer than a small network takes."""

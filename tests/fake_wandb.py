@@ -8,13 +8,14 @@ from threading import Thread
 
 
 class FakeWandb:
-    """What a client sent: the operations, the runs' upserts and the rows of their histories."""
+    """What a client sent: the operations, the runs' upserts, the rows of their histories and the artifacts."""
 
     def __init__(self) -> None:
         self.url = ""
         self.operations: list[str] = []
         self.runs: dict[str, dict] = {}
         self.rows: dict[str, dict[int, dict]] = {}
+        self.artifacts: list[dict] = []
         self.refuses = False
         self.down = False
 
@@ -42,6 +43,12 @@ class FakeWandb:
             }}}  # fmt: skip
         if operation == "Viewer":
             return {"viewer": {"id": "v", "entity": "someone", "username": "someone", "flags": "{}"}}
+        if operation == "ArtifactType":  # there is none of that type yet
+            return {"project": {"artifact": None, "artifactType": None}}
+        if operation == "CreateArtifact":  # as one that is there already: its files are not asked for
+            self.artifacts.append(variables)
+            number = {"id": f"artifact-{len(self.artifacts)}", "state": "COMMITTED"}
+            return {"createArtifact": {"artifact": number | {"artifactSequence": {"latestArtifact": None}}}}
         if operation == "CreateRunFiles":
             files = [{"name": file, "uploadUrl": f"{self.url}/upload/{file}"} for file in variables["files"]]
             return {"createRunFiles": {"runID": f"id-{name}", "uploadHeaders": [], "files": files}}

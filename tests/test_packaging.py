@@ -184,6 +184,24 @@ def distributions(paths: list[Path], at_once: bool = False) -> dict[str, set[str
 
 LABORATORY = [*(ROOT / "stn/experiments").rglob("*.py"), ROOT / "run.py"]
 COMMANDS = [*(ROOT / "scripts").glob("*.py"), *(ROOT / "tests").rglob("*.py")]
+ALL = sorted([*LABORATORY, *COMMANDS, *(ROOT / "stn").glob("*.py")])
+
+
+# PyTorch documents these modes under these names, and has no other
+DOCUMENTED = {"torch.utils._python_dispatch.TorchDispatchMode", "torch._subclasses.fake_tensor.FakeTensorMode",
+              "torch._subclasses.fake_tensor.FakeTensor"}  # fmt: skip
+
+
+def private(path: Path) -> list[str]:
+    """What a file imports from a library's modules, or by its names, that begin with an underscore."""
+    found = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            found += [f"{node.module}.{alias.name}" for alias in node.names]
+    foreign = [name for name in found if name.split(".")[0] not in sys.stdlib_module_names]
+    return [name for name in foreign if re.search(r"(^|\.)_", name) and name not in DOCUMENTED]
 
 
 def undeclared(found: dict[str, set[str]], names: set[str]) -> dict[str, set[str]]:
@@ -205,6 +223,11 @@ def test_the_laboratory_imports_what_its_extra_declares(declared):
 
 def test_everything_imported_is_declared_by_some_extra(declared):
     assert undeclared(distributions(LABORATORY + COMMANDS), set().union(*declared.values())) == {}
+
+
+@pytest.mark.parametrize("path", ALL, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_no_private_part_of_a_library_is_imported(path):
+    assert private(path) == []
 
 
 def test_nothing_is_declared_that_nobody_uses(declared):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from stn.experiments.command import ROOT
-from stn.experiments.results import records, tables
+from stn.experiments.results import pages, records, tables
 
 README = (ROOT / "README.md").read_text()
 FIGURE = r"<!-- = .*? -->.*?<!-- / -->"
@@ -25,7 +25,7 @@ def test_the_readme_is_short():
 
 @pytest.mark.parametrize("file", sorted((ROOT / "conf/table").glob("*.yaml")), ids=lambda path: path.stem)
 def test_the_tables_are_those_of_the_committed_records(file):
-    assert tables.into_page(README, tables.load(file), records.read_kept(ROOT / "results")) == README
+    assert pages.into_page(README, tables.load(file), records.read_kept(ROOT / "results")) == README
 
 
 def test_the_readme_shows_one_block_of_table_1():

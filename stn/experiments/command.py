@@ -13,13 +13,16 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
+from stn.experiments.errors import one_line
+
 ROOT = Path(__file__).parents[2]
 EXPECTED = (ValueError, OSError, ArithmeticError)  # what one line explains; anything else is a bug and is seen whole
 # Lightning sets the level of its topmost logger when it is imported, so the one below that speaks is told
 TALKATIVE = (
     "hydra", "wandb", "pytorch_lightning.utilities.rank_zero", "lightning_fabric.utilities.rank_zero",
-    "pytorch_lightning.trainer.connectors.checkpoint_connector",
+    "pytorch_lightning.trainer.connectors.checkpoint_connector", "lightning_fabric.utilities.distributed",
 )  # fmt: skip
+PARENT = "STN_PARENT"  # the variable that names the process which started this one; it may be gone before this one asks
 STOP = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 
 
@@ -34,16 +37,17 @@ def quiet() -> None:
     """Silence what libraries say of themselves; before or after they are imported."""
     for logger in TALKATIVE:
         logging.getLogger(logger).setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", r".*isinstance\(treespec, LeafSpec\)")  # Lightning 2.6 on PyTorch 2.15
+    warnings.filterwarnings("ignore", category=FutureWarning, module="pytorch_lightning")  # 2.6 on PyTorch 2.15
+    warnings.filterwarnings("ignore", "GPU available but not used")  # Lightning, of device=cpu beside a GPU
 
 
 def run(main: Callable[[], object]) -> None:
-    """Call a script's main; an error that bad input explains ends it with one line on stderr and exit status 1."""
+    """Call a script's main; bad input or a signal ends it with one line on stderr, and an exit status that is not 0."""
     quiet()
     try:
-        main()
+        stoppable(main)
     except EXPECTED as error:
-        sys.exit(f"error: {' '.join(str(error).split())}")
+        sys.exit(f"error: {one_line(error)}")
 
 
 # --- signals
@@ -58,8 +62,24 @@ class Stopped(SystemExit):
 
 
 def worker() -> bool:
-    """Whether another process of ours started this one: for a share of a sweep (joblib), or of a batch (devices)."""
-    return multiprocessing.parent_process() is not None or int(os.environ.get("LOCAL_RANK", 0)) > 0
+    """Whether another process of ours, which speaks for it and ends it, started this one.
+
+    For a share of a sweep (joblib) or of a batch (devices), or as one run of a search or a campaign.
+    """
+    return multiprocessing.parent_process() is not None or _of_a_batch() or _parent() != os.getpid()
+
+
+def _of_a_batch() -> bool:
+    return int(os.environ.get("LOCAL_RANK", 0)) > 0
+
+
+def child() -> dict[str, str]:
+    """What the environment of a run.py that this process starts has to have, so that it ends with this process."""
+    return {PARENT: str(os.getpid())}
+
+
+def _parent() -> int:
+    return int(os.environ.get(PARENT, os.getpid()))
 
 
 def stoppable(main: Callable[[], object]) -> None:
@@ -81,12 +101,10 @@ def stoppable(main: Callable[[], object]) -> None:
     except Stopped as stopped:
         if not worker():
             try:
-                safe = _safe[0]() if _safe else "nothing was computed yet"
-            except (OSError, ValueError) as error:  # the files are read while others write them
-                safe = f"all but the seconds since the last checkpoint is safe ({error})"
-            print(
-                f"stopped by {stopped.name}: {safe}; go on with: {shlex.join(['python', *sys.argv])}", file=sys.stderr
-            )
+                safe = f": {_safe[0]()}" if _safe else ""
+            except (OSError, ValueError) as error:  # a file of the run is damaged, or gone
+                safe = f": the last checkpoint is safe ({one_line(error)})"
+            print(f"stopped by {stopped.name}{safe}; go on with: {shlex.join(['python', *sys.argv])}", file=sys.stderr)
         raise
 
 
@@ -102,10 +120,12 @@ def tell_when_stopped(safe: Callable[[], str]) -> None:
 def end_with_parent() -> None:
     """In a worker: leave signals from the terminal to the first process, and end within a second of it."""
     first = multiprocessing.parent_process()
-    parent = os.getppid() if first is None else first.pid
+    parent = _parent() if first is None else first.pid
     for number in STOP:
         if number != signal.SIGTERM:
             signal.signal(number, signal.SIG_IGN)
+    if _of_a_batch():  # Lightning kills the first process, which has a line to say, where another ends otherwise
+        signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
 
     def watch() -> None:
         while os.getppid() == parent:

@@ -112,12 +112,23 @@ def words(text: str, width_px: int, wrong: bool = False) -> Image.Image:
     return page
 
 
+def classes(predicted: Sequence[str], truth: Sequence[str], width_px: int) -> list[Image.Image]:
+    """The predicted classes, one strip each; "3, not 5" where 5 is right."""
+    pairs = zip(predicted, truth, strict=True)
+    return [words(p if p == t else f"{p}, not {t}", width_px, wrong=p != t) for p, t in pairs]
+
+
+def below(picture: Image.Image, strip: Image.Image) -> Image.Image:
+    """The picture with a strip below it."""
+    page = Image.new("RGB", (picture.width, picture.height + strip.height), "white")
+    page.paste(picture, (0, 0))
+    page.paste(strip, (0, picture.height))
+    return page
+
+
 def caption(picture: Image.Image, text: str, wrong: bool = False) -> Image.Image:
     """The picture with one line of text below it."""
-    page = Image.new("RGB", (picture.width, picture.height + TEXT_PX), "white")
-    page.paste(picture, (0, 0))
-    page.paste(words(text, picture.width, wrong), (0, picture.height))
-    return page
+    return below(picture, words(text, picture.width, wrong))
 
 
 def legend(picture: Image.Image, names: Sequence[str]) -> Image.Image:

@@ -13,21 +13,32 @@ from typing import Any
 _ABSENT = object()
 GROUPS = ("data", "model", "objective", "optimizer", "schedule")
 PATHS = ("root",)  # keys of a group that say where something lies on this machine
+PRIVATE = ("runs_dir", "data.root")  # overrides that say so: in no record, and not sent
 
 # Keys that came after the first records, each with the value under which everything is computed as before it came.
 # With that value a key is no part of the identity, so that a new one leaves every run's name as it was.
 LATER: dict[str, Any] = {
     "data.test_split": "test",
+    "data.parts": False,
     "data.distortion.control": "corners",
     "data.distortion.overlap": "maximum",
     "data.distortion.blank": True,
     "model.width": None,
+    "model.windows": "learnt",
+    "model.first": "tiles",
+    "model.localisation_norm": False,
+    "schedule.ema": None,
 }
 
 
 def asked(config: Mapping[str, Any]) -> dict[str, Any]:
     """The groups of a resolved config, without paths."""
     return {group: {k: v for k, v in config[group].items() if k not in PATHS} for group in GROUPS}
+
+
+def public(words: list[str]) -> list[str]:
+    """The words of a command line without paths of this machine: by the rest a run is found again anywhere."""
+    return [word for word in words if word.lstrip("+").split("=")[0] not in PRIVATE]
 
 
 def of(

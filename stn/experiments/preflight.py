@@ -2,11 +2,13 @@
 
 import json
 from itertools import islice, product
+from math import prod
 from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
@@ -23,7 +25,7 @@ CHOOSE_DATA = ("experiment", "data", "data.name", "data.root", "data.size_px")  
 
 
 def check(words: list[str]) -> None:
-    """Raise ValueError or OSError, in one line, on a command line that cannot be run."""
+    """Raise an error that one line explains on a command line that cannot be run."""
     for word in words:
         if word.startswith("--") and word[2:].split("=")[0] not in OPTIONS:
             raise ValueError(
@@ -40,9 +42,13 @@ def check(words: list[str]) -> None:
             cfg = compose("config", [word for word in swept if word], return_hydra_config=True)
         except (HydraException, OmegaConfBaseException):
             return  # Hydra says so when it runs
+        params = cfg.hydra.sweeper.params or {}
+        choices = _choices([f"{key}={value}" for key, value in params.items()]) | choices
+        runs = prod(map(len, choices.values()))  # said before PyTorch is loaded, which takes seconds
+        print(f"{runs} runs; finished ones are skipped, unfinished ones go on", flush=True)
         if cfg.hydra.runtime.choices["hydra/launcher"] in LOCAL:
-            params = cfg.hydra.sweeper.params or {}
-            _check_data(_choices([f"{key}={value}" for key, value in params.items()]) | choices)
+            _check_runs(choices, [word for word in words if word.startswith("~")])
+            _check_data(choices)
 
 
 def _choices(settings: list[str]) -> dict[str, list[str]]:
@@ -63,6 +69,27 @@ def _choices(settings: list[str]) -> dict[str, list[str]]:
     return choices
 
 
+def _check_runs(choices: dict[str, list[str]], deleted: list[str]) -> None:
+    """Raise what the first run of a sweep would say, once, where none of them can be run."""
+    from stn.experiments.training.check import check as check_config  # loads PyTorch
+
+    first: Exception | None = None
+    for values in product(*choices.values()):
+        settings = [f"{key}={value}" for key, value in zip(choices, values, strict=True)]
+        try:
+            cfg = compose("config", settings + deleted, return_hydra_config=True)
+            HydraConfig.instance().set_config(cfg)
+            own = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
+            config: Any = OmegaConf.to_container(own, resolve=True)
+            if config["experiment_name"] is not None:
+                check_config(config)
+            return
+        except (HydraException, OmegaConfBaseException, ValueError) as error:
+            first = first or error
+    if first is not None:
+        raise first
+
+
 def _check_data(choices: dict[str, list[str]]) -> None:
     """Fetch or find, once, the files of every job of a sweep, before its first."""
     mine = {key: values for key, values in choices.items() if key in CHOOSE_DATA}
@@ -78,9 +105,9 @@ def _check_data(choices: dict[str, list[str]]) -> None:
     from stn.experiments import build  # loads PyTorch
 
     for data in found.values():
-        build.ensure(data, place(data.get("root")))
+        build.ensure(data, data_folder(data.get("root")))
 
 
-def place(root: Any) -> Any:
+def data_folder(root: Any) -> Any:
     """The folder of a data.root: where it says from here, or in this repository, wherever a command is run."""
     return root if not isinstance(root, str) or Path(root).is_dir() else str(ROOT / root)

@@ -5,6 +5,8 @@ from typing import Any
 
 import yaml
 
+from stn.experiments.errors import one_line
+
 
 def read_yaml(path: Path) -> Any:
     """What a YAML file holds.  Raises OSError or ValueError, in one line, where it cannot be read."""
@@ -18,4 +20,4 @@ def yaml_error(error: BaseException) -> str:
     """What is wrong, and in which line."""
     if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
         return f"line {error.problem_mark.line + 1}: {error.problem}"
-    return " ".join(str(error).split())
+    return one_line(error)

@@ -4,7 +4,6 @@ A record may come from anybody, so it is data: the network is built by `build.ne
 and the weights are safetensors, which hold numbers alone.  Whatever asks for more is refused in one line.
 """
 
-import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,6 +16,8 @@ from torch import Tensor, nn
 
 from stn.experiments import build
 from stn.experiments.command import ROOT
+from stn.experiments.datasets.fetch import sha256
+from stn.experiments.errors import first_line
 from stn.experiments.results import records
 from stn.experiments.results.checks import parsed
 from stn.localisation import complete_state
@@ -105,17 +106,13 @@ def load(name: str, root: Path = ROOT, runs: Path | None = None) -> Recorded:
     entry = known[fits[0]]
     in_shape = _in_shape(entry.record)
     network = _network(entry.record, in_shape)
-    sha256 = hashlib.sha256(entry.weights.read_bytes()).hexdigest()
-    _check_listed(fits[0], entry.weights, sha256, root)
+    digest = sha256(entry.weights)
+    _check_listed(fits[0], entry.weights, digest, root)
     try:
         network.load_state_dict(complete_state(network, _tensors(fits[0], entry.weights)))
     except RuntimeError as error:
-        raise ValueError(f"the weights {entry.weights} do not fit their record: {_first_line(error)}") from None
-    return Recorded(fits[0], entry.record, network.eval(), in_shape, sha256)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"the weights {entry.weights} do not fit their record: {first_line(error)}") from None
+    return Recorded(fits[0], entry.record, network.eval(), in_shape, digest)
 
 
 def _in_shape(record: records.Record) -> tuple[int, ...]:
@@ -138,7 +135,7 @@ def _network(record: records.Record, in_shape: tuple[int, ...]) -> nn.Module:
             model = model | {"weights": "random"}
         return build.network(model, in_shape, record["classes"])
     except (TypeError, AttributeError, LookupError, RuntimeError, ArithmeticError, AssertionError) as error:
-        raise ValueError(f"the network of the record {record['id']} cannot be built: {_first_line(error)}") from error
+        raise ValueError(f"the network of the record {record['id']} cannot be built: {first_line(error)}") from error
     except ValueError as error:
         raise ValueError(f"the network of the record {record['id']} cannot be built: {error}") from None
 
@@ -154,13 +151,13 @@ def _refuse_targets(name: str, value: Any) -> None:
             _refuse_targets(name, inner)
 
 
-def _check_listed(name: str, path: Path, sha256: str, root: Path) -> None:
+def _check_listed(name: str, path: Path, digest: str, root: Path) -> None:
     """Raise ValueError on kept weights that are not those of results/weights/index.json."""
     index = root / "results/weights/index.json"
     if path.parent != index.parent:
         return
     listed = parsed(index.read_bytes(), str(index), f"`git checkout {index}` restores it")
-    if not isinstance(listed, dict) or not isinstance(listed.get(name), dict) or listed[name].get("sha256") != sha256:
+    if not isinstance(listed, dict) or not isinstance(listed.get(name), dict) or listed[name].get("sha256") != digest:
         raise ValueError(f"the weights {path} are not those of {index}: `git checkout {path}` restores them")
 
 
@@ -171,7 +168,7 @@ def _tensors(name: str, path: Path) -> dict[str, Tensor]:
             of = (file.metadata() or {}).get("id", name)
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118, it is no dict
     except SafetensorError as error:
-        raise ValueError(f"the weights {path} are damaged: {_first_line(error)}") from None
+        raise ValueError(f"the weights {path} are damaged: {first_line(error)}") from None
     if of != name:
         raise ValueError(f"the weights {path} are those of another run, {of}")
     return {key: t.to(torch.float32) if t.dtype == torch.float16 else t for key, t in tensors.items()}

@@ -4,6 +4,7 @@ As in a real one, recording computes nothing that lasts, a replay launches the s
 whatever Python decided or read while it was recorded stays as it was then.
 """
 
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
 from typing import Any
@@ -12,9 +13,17 @@ from unittest import mock
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from stn.experiments.training import engine
+
+
+def leaves(values: Any) -> Iterator[Any]:
+    """The arguments or the results of an operation, which come in lists, tuples and one dict."""
+    if isinstance(values, list | tuple | dict):
+        for value in values.values() if isinstance(values, dict) else values:
+            yield from leaves(value)
+    else:
+        yield values
 
 
 class Recorder(TorchDispatchMode):
@@ -29,8 +38,8 @@ class Recorder(TorchDispatchMode):
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-        for generator in [torch.default_generator, *tree_leaves((args, kwargs))]:
+        given = [leaf for leaf in leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        for generator in [torch.default_generator, *leaves((args, kwargs))]:
             if isinstance(generator, torch.Generator):
                 self.generators.setdefault(id(generator), (generator, generator.get_state()))
         if function._schema.is_mutable:
@@ -39,9 +48,9 @@ class Recorder(TorchDispatchMode):
                     self.before.setdefault(id(tensor), (tensor, tensor.detach().clone()))
         storages = {tensor.untyped_storage().data_ptr() for tensor in given}
         out = function(*args, **kwargs)
-        new = [t for t in tree_leaves(out) if isinstance(t, Tensor) and t.untyped_storage().data_ptr() not in storages]
+        new = [t for t in leaves(out) if isinstance(t, Tensor) and t.untyped_storage().data_ptr() not in storages]
         self.own |= {t.untyped_storage().data_ptr() for t in new}
-        self.operations.append((function, args, kwargs, tree_leaves(out) if new else []))
+        self.operations.append((function, args, kwargs, [*leaves(out)] if new else []))
         return out
 
     def undo(self) -> None:
@@ -53,9 +62,10 @@ class Recorder(TorchDispatchMode):
 
 
 class FakeGraph:
-    """Counts its recordings and replays, over all graphs, in `made`."""
+    """Counts its recordings and replays, over all graphs, in `made`; `recording` is that of one which is under way."""
 
     made: list["FakeGraph"]
+    recording = False
 
     def __init__(self) -> None:
         self.generator: torch.Generator | None = None
@@ -69,7 +79,7 @@ class FakeGraph:
         self.replays += 1
         with torch.no_grad():
             for function, args, kwargs, kept in self.operations:
-                for old, new in zip(kept, tree_leaves(function(*args, **kwargs)), strict=bool(kept)):
+                for old, new in zip(kept, leaves(function(*args, **kwargs)), strict=bool(kept)):
                     if isinstance(old, Tensor):
                         old.copy_(new)
 
@@ -77,7 +87,7 @@ class FakeGraph:
 @contextmanager
 def recording(graph: FakeGraph, stream: Any) -> Any:
     assert graph.generator is not None, "a generator has to be registered before the recording"
-    with Recorder() as recorder:
+    with Recorder() as recorder, mock.patch.object(FakeGraph, "recording", True):
         yield
     recorder.undo()
     graph.operations = recorder.operations
@@ -85,8 +95,12 @@ def recording(graph: FakeGraph, stream: Any) -> Any:
 
 @contextmanager
 def fake_gpu() -> Any:
-    """The engine takes the CPU for a GPU, and records its steps; gives the list of the graphs made."""
+    """The engine takes the CPU for a GPU, and records its steps; gives the list of the graphs made.
+
+    PyTorch's optimisers take it for one, too: Adam says whether it may be recorded, and whether it should have been.
+    """
     FakeGraph.made = []
+    current = SimpleNamespace(is_capturing=lambda: FakeGraph.recording)
     stream = SimpleNamespace(wait_stream=lambda other: None)
     cuda = "stn.experiments.training.capture.torch.cuda."
     with (
@@ -96,5 +110,7 @@ def fake_gpu() -> Any:
         mock.patch(cuda + "CUDAGraph", FakeGraph),
         mock.patch(cuda + "graph", recording),
         mock.patch.object(engine, "on_gpu", return_value=True),
+        mock.patch("torch.accelerator.current_accelerator", return_value=torch.device("cuda")),
+        mock.patch("torch.accelerator.current_stream", return_value=current),
     ):
         yield FakeGraph.made

@@ -7,15 +7,15 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from composing import compose
-from fake_graph import FakeGraph, fake_gpu
+from fake_graph import FakeGraph, fake_gpu, leaves
+from test_step import NoSync
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from stn.experiments import build
 from stn.experiments.training.capture import WARM_UP, Captured
 from stn.experiments.training.checkpoint import Checkpoint
 from stn.experiments.training.engine import Training, block_seed
-from stn.experiments.training.run import schedule_of
-from stn.experiments.training.schedule import takes_rate_from_device
+from stn.experiments.training.job import schedule_of
 
 pytestmark = pytest.mark.usefixtures("one_thread", "random_digits")
 ROOT = Path(__file__).parents[2]
@@ -165,7 +165,9 @@ def captures(module, world_size=1, **changes):
     """Whether a step is, on a GPU."""
     for name, value in changes.items():
         setattr(module, name, value)
-    module._trainer = SimpleNamespace(world_size=world_size, optimizers=module.schedule.optimizers(module.network))
+    optimizers = module.schedule.optimizers(module.network)
+    rates = [SimpleNamespace(scheduler=scheduler) for scheduler in module.schedule.schedulers(optimizers)]
+    module.trainer = SimpleNamespace(world_size=world_size, optimizers=optimizers, lr_scheduler_configs=rates)
     with fake_gpu():
         return module.replays
 
@@ -175,7 +177,7 @@ def test_a_step_on_a_gpu_is_captured_unless_it_is_not_wanted():
     assert not captures(training("mnist_fcn"), capture=False)
     assert not captures(training("mnist_fcn"), world_size=2)
     one = training("mnist_fcn")
-    one._trainer = SimpleNamespace(world_size=1, optimizers=one.schedule.optimizers(one.network))
+    assert captures(one)
     assert not one.replays  # on a CPU
 
 
@@ -192,6 +194,12 @@ def test_an_optimiser_that_hands_its_rate_to_the_host_is_not_captured(optimizer)
     assert graphs == []
 
 
+@pytest.mark.parametrize("optimizer", [SGD, ADAMW])
+def test_a_schedule_that_moves_the_momentum_too_is_not_captured(optimizer):
+    rates = {key: value for key, value in ONE_CYCLE.items() if key != "cycle_momentum"}  # PyTorch's default is True
+    assert not captures(training("mnist_fcn", optimizer=optimizer, rates=rates))
+
+
 @pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step")  # no step is taken here
 @pytest.mark.parametrize("optimizer", [SGD, ADAMW])
 def test_rates_become_tensors_on_a_gpu_and_schedulers_fill_them(optimizer):
@@ -199,7 +207,7 @@ def test_rates_become_tensors_on_a_gpu_and_schedulers_fill_them(optimizer):
     one = training("mnist_st_fcn_affine", optimizer=optimizer)
     optimizers = one.schedule.optimizers(one.network)
     schedulers = one.schedule.schedulers(optimizers)
-    one._trainer = SimpleNamespace(optimizers=optimizers)
+    one.trainer = SimpleNamespace(optimizers=optimizers)
     with FakeTensorMode(), pytest.MonkeyPatch.context() as patch:
         patch.setattr(Training, "device", cuda)
         one.on_train_start()
@@ -210,15 +218,38 @@ def test_rates_become_tensors_on_a_gpu_and_schedulers_fill_them(optimizer):
         assert [a is b["lr"] for a, b in zip(rates, optimizers[0].param_groups, strict=True)] == [True, True]
 
 
-@pytest.mark.parametrize("experiment", ["mnist_fcn", "coloc_t"])  # coloc_t's network is a transformer alone
-def test_adamw_counts_its_steps_on_the_gpu(experiment):
-    config = compose(f"experiment={experiment}")[0]
-    with FakeTensorMode(), torch.device("cuda"):
-        network = build.network(config["model"], (1, 28, 28) if experiment == "mnist_fcn" else (1, 84, 84), 10)
-        (adamw,) = schedule_of(config | {"optimizer": ADAMW}).optimizers(network)
-        for group in adamw.param_groups:
-            assert (group["fused"], group["capturable"]) == (True, True)
-    assert takes_rate_from_device(adamw)
+@pytest.mark.parametrize(("optimizer", "kernel"), [(ADAMW, "_fused_adamw_"), (SGD, "_fused_sgd_")])
+def test_bound_and_update_stay_on_a_fake_gpu(optimizer, kernel, monkeypatch):
+    handed_over = []  # the kernels have no fake form
+    monkeypatch.setattr(torch, kernel, lambda *args, **kwargs: handed_over.extend(leaves((args, kwargs))))
+    config = compose("experiment=mnist_st_fcn_affine", "schedule=smoke")[0]
+    with FakeTensorMode(allow_non_fake_inputs=False), torch.device("cuda"):
+        network = build.network(config["model"], (1, 28, 28), 10)
+        schedule = schedule_of(config | {"optimizer": optimizer})
+        (one,) = schedule.optimizers(network)
+        for group in one.param_groups:
+            group["lr"] = torch.full((), group["lr"])
+        for p in network.parameters():
+            p.grad = torch.zeros_like(p)
+        for _ in range(2):  # the first one makes the state
+            with NoSync():
+                for parameters, norm in schedule.bounds(network):
+                    torch.nn.utils.clip_grad_norm_(parameters, norm)
+                one.step()
+    tensors = [value for value in handed_over if isinstance(value, torch.Tensor)]
+    assert {value.device.type for value in tensors} == {"cuda"}  # rates and AdamW's counts of steps, too
+    assert any(value is one.param_groups[1]["lr"] for value in tensors)
+
+
+def test_a_run_begun_on_a_cpu_goes_on_in_a_graph(tmp_path):
+    fit(training("mnist_st_fcn_affine", optimizer=ADAMW), 1, Checkpoint(tmp_path / "c.ckpt", every_s=0.0))
+    whole = fit(training("mnist_st_fcn_affine", optimizer=ADAMW))
+    with fake_gpu() as graphs:
+        resumed = training("mnist_st_fcn_affine", optimizer=ADAMW, seed=1)
+        fit(resumed, 3, ckpt_path=tmp_path / "c.ckpt", weights_only=True)
+    assert [graph.replays for graph in graphs] == [7 - WARM_UP]
+    for ours, expected in zip(resumed.curve, whole.curve, strict=True):
+        assert ours == pytest.approx(expected, rel=1e-4)
 
 
 def test_the_stand_in_demands_a_registered_generator():

@@ -6,9 +6,8 @@ import os
 import shutil
 import tarfile
 import threading
-import time
 import urllib.request
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
 import cv2
@@ -19,7 +18,7 @@ import yaml
 from mirror import serving
 from PIL import Image
 
-from stn.experiments.datasets import cub, synthetic_birds
+from stn.experiments.datasets import synthetic_birds
 from stn.experiments.datasets.cub import Cub
 from stn.experiments.datasets.cub_files import fetch_cub, read, unpack
 from stn.experiments.datasets.photos import Cropper, load
@@ -32,14 +31,14 @@ ONE_LINE = r"^[^\n]*$"
 
 @pytest.fixture(scope="module")
 def birds(tmp_path_factory):
-    """Sixty synthetic birds: two for training and one for the test of each class."""
-    return synthetic_birds.write(tmp_path_factory.mktemp("data") / "synthetic_birds", train=2, test=1)
+    """Sixty synthetic birds: seven for training and three for the test of each class."""
+    return synthetic_birds.write(tmp_path_factory.mktemp("data") / synthetic_birds.FOLDER, train=7, test=3)
 
 
 @pytest.fixture
 def folder(birds, tmp_path):
     """A copy of them that a test may spoil."""
-    return Path(shutil.copytree(birds, tmp_path / "synthetic_birds"))
+    return Path(shutil.copytree(birds, tmp_path / synthetic_birds.FOLDER))
 
 
 @pytest.fixture
@@ -93,8 +92,8 @@ def test_a_missing_file_is_named_in_one_line(folder, name):
 @pytest.mark.parametrize(
     ("name", "line", "by", "says"),
     [
-        ("image_class_labels", 3, "3 21", "image 3 has class 21, but classes.txt has 1 to 20"),
-        ("image_class_labels", 3, "3 0", "image 3 has class 0, but classes.txt has 1 to 20"),
+        ("image_class_labels", 3, "3 7", "image 3 has class 7, but classes.txt has 1 to 6"),
+        ("image_class_labels", 3, "3 0", "image 3 has class 0, but classes.txt has 1 to 6"),
         ("image_class_labels", 3, "3 one", "holds something that is no number"),
         ("image_class_labels", 3, None, "has no line for '3'"),
         ("bounding_boxes", 5, "5 1.0 2.0", "has no line for '5'"),
@@ -231,7 +230,7 @@ def test_an_archive_put_there_by_hand_is_checked_and_used(root):
     assert len(read(fetch_cub(root)).paths) == 60
     data = Cub(root, 32)
     assert not data.synthetic
-    assert data.classes == 20
+    assert data.classes == 6
 
 
 @pytest.fixture
@@ -282,39 +281,48 @@ def test_the_manifest_has_the_published_checksums_of_cub():
 def test_synthetic_birds_have_cub_s_files_and_say_what_they_are(birds):
     listing = read(birds)
     assert {path.relative_to(birds).as_posix() for path in birds.rglob("*.txt")} == {f"{name}.txt" for name in FILES}
-    assert len(listing.classes) == 20
-    assert np.bincount(listing.labels[listing.train]).tolist() == [2] * 20
-    assert np.bincount(listing.labels[~listing.train]).tolist() == [1] * 20
-    assert all("Made" in name for name in [*listing.classes, *listing.names])
+    assert len(listing.classes) == 6
+    assert np.bincount(listing.labels[listing.train]).tolist() == [7] * 6
+    assert np.bincount(listing.labels[~listing.train]).tolist() == [3] * 6
+    assert all("Synthetic" in name for name in [*listing.classes, *listing.names])
     assert "Not CUB" in (birds / "README").read_text()
     assert len(listing.part_names) == 15
-    assert (listing.parts[:, :, 2].sum(1) == 12).all()  # one eye, leg and wing are on the other side
+    visible = listing.parts[:, :, 2].sum(1)
+    assert visible.max() == 12  # one eye, leg and wing are on the other side
+    assert visible.min() >= 5  # most of a head; the image may end within the bird
 
 
 def test_synthetic_birds_follow_from_the_seed(birds, tmp_path):
     same = synthetic_birds.write(tmp_path / "same", train=1, test=0)
     other = synthetic_birds.write(tmp_path / "other", train=1, test=0, seed=1)
-    image = "images/007.Made_eyestripe_two_bars/Made_eyestripe_two_bars_0001.jpg"
+    image = "images/004.Synthetic_nape/Synthetic_nape_0001.jpg"
     assert (same / image).read_bytes() == (birds / image).read_bytes() != (other / image).read_bytes()
     first = [(folder / "parts/part_locs.txt").read_text().splitlines()[:15] for folder in (birds, same, other)]
     assert first[0] == first[1] != first[2]
 
 
-def test_two_classes_differ_on_head_and_wing_alone():
-    for seed in range(2):
-        drawn = [synthetic_birds.draw(k, np.random.default_rng(seed)) for k in range(20)]
+def test_two_classes_differ_on_the_head_alone():
+    for seed in range(4):
+        drawn = [synthetic_birds.draw(k, np.random.default_rng(seed)) for k in range(6)]
         images = np.stack([np.asarray(image).astype(int) for image, _, _ in drawn])
-        _, places, (_, _, width, height) = drawn[0]
+        _, places, _ = drawn[0]
         y, x = np.mgrid[: images.shape[1], : images.shape[2]] + 0.5
-        near = np.zeros(images.shape[1:3], bool)
-        wing = next(name for name in places if name.endswith("wing"))
-        eye = next(name for name in places if name.endswith("eye"))
-        for name, reach in ((wing, 0.20), (eye, 0.20)):
-            near |= np.hypot(x - places[name][0], y - places[name][1]) < reach * max(width, height) * 1.1
-        differs = (images != images[:1]).any((0, 3))
-        assert (differs & near).any()
-        assert not (differs & ~near).any()
-        assert len({image.tobytes() for image in images}) == 20
+        eye = next(place for name, place in places.items() if name.endswith("eye"))
+        far = np.hypot(x - eye[0], y - eye[1]) > 0.25 * 0.5 * min(images.shape[1:3]) + 2  # of the longest bird
+        assert not (images != images[:1])[:, far].any()
+        assert len({image.tobytes() for image in images}) == 6
+
+
+def test_heads_are_anywhere_and_birds_of_many_sizes(birds):
+    listing = read(birds)
+    data = SyntheticBirds(birds.parent, 32)
+    sides = np.array([load(path).shape[1::-1] for path in listing.paths])
+    head = 2 * (data.points[:, 0] - sides / 2) / sides.min(1, keepdims=True)
+    assert (head.min(0) < -0.6).all()
+    assert (head.max(0) > 0.6).all()
+    assert head.std(0) == pytest.approx(0.72 / 3**0.5, abs=0.06)  # that of a uniform place
+    assert abs(np.corrcoef(head.T)[0, 1]) < 0.3
+    assert listing.boxes[:, 2].max() > 1.8 * listing.boxes[:, 2].min()
 
 
 def test_a_kill_while_birds_are_drawn_leaves_nothing(tmp_path, monkeypatch):
@@ -323,7 +331,7 @@ def test_a_kill_while_birds_are_drawn_leaves_nothing(tmp_path, monkeypatch):
 
     monkeypatch.setattr(synthetic_birds, "draw", stop)
     with pytest.raises(KeyboardInterrupt):
-        synthetic_birds.write(tmp_path / "synthetic_birds")
+        synthetic_birds.write(tmp_path / synthetic_birds.FOLDER)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -338,7 +346,7 @@ def test_a_training_image_is_a_crop_mirrored_half_of_the_time(birds):
     whole = cv2.resize(image, (round(w * f), round(h * f)), interpolation=cv2.INTER_AREA)
     found = []
     for seed in range(60):
-        crop = Cropper(56).train(path, seed)
+        crop, _ = Cropper(56).train(path, seed, np.zeros((0, 2)))
         assert crop.shape == (56, 56, 3)
         places = [
             (top, left, mirrored)
@@ -354,31 +362,50 @@ def test_a_training_image_is_a_crop_mirrored_half_of_the_time(birds):
     assert min(left for _, left, _ in found) <= 2
 
 
-def test_the_parts_are_where_they_are_seen_in_the_test_crop(folder):
-    data = SyntheticBirds(folder.parent, 96)
-    listing = read(folder)
-    for i in data.test[:6]:
-        visible = listing.parts[i][:, 2] > 0
-        for group, names in cub.GROUPS.items():
-            members = [p for p, name in enumerate(listing.part_names) if name in names and visible[p]]
-            x, y = listing.parts[i][members, :2].mean(0)
-            image = np.zeros_like(load(listing.paths[i]))
-            cv2.circle(image, (round(x), round(y)), 4, (255, 255, 255), -1)
-            Image.fromarray(image).save(listing.paths[i], quality=95)
-            ((crop, size),) = [data.cropper.test(listing.paths[i])]
-            expected = data.places(np.array([i]), np.array([size]))[0, list(cub.GROUPS).index(group)]
-            ys, xs = np.nonzero(crop[:, :, 0] > 128)
-            if len(xs) and np.abs(expected).max() < 0.9:
-                seen = (2 * np.array([xs.mean(), ys.mean()]) + 1) / 96 - 1
-                assert np.abs(seen - expected).max() < 0.03, group
+def test_the_parts_are_where_they_are_seen_in_the_crops(folder):
+    data = SyntheticBirds(folder.parent, 96, parts=True)
+    assert data.in_shape == (7, 96, 96)
+    for i in data.train:  # a white disc where the head is, on black
+        image = np.zeros_like(load(data.listing.paths[i]))
+        cv2.circle(image, tuple(data.points[i, 0].round().astype(int).tolist()), 4, (255, 255, 255), -1)
+        Image.fromarray(image).save(data.listing.paths[i], quality=95)
+    data.test = data.train
+    drawn = [data.batch(16, torch.Generator().manual_seed(0)), *data.test_batches()]
+    assert len(drawn) == 3
+    for u, target in drawn:
+        if isinstance(target, dict):
+            assert torch.equal(u[:, 3:, 5, 50], target["parts"].flatten(1))
+        assert torch.equal(u[:, 3:], u[:, 3:, :1, :1].expand(-1, -1, 96, 96))
+        assert u[:, 3:5, 0, 0].std(0).min() > 0.2
+        for image, (x, y) in zip(u[:, 0], u[:, 3:5, 0, 0].tolist(), strict=True):
+            ys, xs = np.nonzero(image.numpy() > 0.5)
+            if max(abs(x), abs(y)) < 0.85:
+                seen = [(2 * at.mean() + 1) / 96 - 1 for at in (xs, ys)]
+                assert seen == pytest.approx([x, y], abs=0.04)
+
+
+def test_parts_change_no_bit_of_the_images(birds):
+    plain, marked = (SyntheticBirds(birds.parent, 32, parts=parts) for parts in (False, True))
+    (u, _), (v, _) = (data.batch(8, torch.Generator().manual_seed(0)) for data in (plain, marked))
+    assert torch.equal(u, v[:, :3])
+
+
+def test_validation_is_a_frozen_fifth_of_the_training_images(birds):
+    data, test = (SyntheticBirds(birds.parent, 32, test_split=split) for split in ("valid", "test"))
+    assert len(data.test) == 8
+    assert sorted([*data.test, *data.train]) == test.train.tolist()
+    assert data.test.tolist() == SyntheticBirds(birds.parent, 64, test_split="valid").test.tolist()
+    assert sum(len(u) for u, _ in data.test_batches()) == 8
+    with pytest.raises(ValueError, match=r"^unknown data\.test_split='dev': choose test or valid$"):
+        SyntheticBirds.shape(224, test_split="dev")
 
 
 def test_batches_depend_on_the_generator_not_on_the_threads(birds, monkeypatch):
     train = Cropper.train
 
-    def late(crops, path, seed):
+    def late(crops, path, seed, points):
         threading.Event().wait((seed % 7) / 1000)
-        return train(crops, path, seed)
+        return train(crops, path, seed, points)
 
     def batches(workers):
         data = SyntheticBirds(birds.parent, 32)
@@ -414,18 +441,14 @@ def test_the_next_batch_is_prepared_during_the_step(birds):
     generator = torch.Generator().manual_seed(0)
     data.batch(4, generator)
     photos, _ = data.ahead[2]
-    for _ in range(500):
-        if all(photo.done() for photo in photos):
-            break
-        time.sleep(0.01)
-    assert all(photo.done() for photo in photos)
+    assert wait(photos, timeout=200).not_done == set()
 
 
 def test_training_sees_each_training_image_and_no_other(birds, monkeypatch):
     data = SyntheticBirds(birds.parent, 32)
     seen = []
     photo = np.zeros((32, 32, 3), np.uint8)
-    monkeypatch.setattr(Cropper, "train", lambda crops, path, seed: seen.append(path) or photo)
+    monkeypatch.setattr(Cropper, "train", lambda crops, path, seed, points: seen.append(path) or (photo, points))
     data.batch(400, torch.Generator().manual_seed(0))
     assert set(seen) == {data.listing.paths[i] for i in data.train}
 
@@ -443,15 +466,16 @@ def test_the_test_set_is_the_middle_crops_with_weights_of_mean_1(folder, tmp_pat
     data = SyntheticBirds(folder.parent, 32, excluded=tmp_path / "excluded.txt")
     batches = list(data.test_batches())
     target = {key: torch.cat([batch[1][key] for batch in batches]) for key in batches[0][1]}
-    assert torch.cat([u for u, _ in batches]).shape == (20, 3, 32, 32)
+    assert torch.cat([u for u, _ in batches]).shape == (18, 3, 32, 32)
     assert target["label"].tolist() == data.listing.labels[data.test].tolist()
-    kept = torch.ones(20)
+    kept = torch.ones(18)
     kept[[3, 5]] = 0
-    torch.testing.assert_close(target["kept"], kept * 20 / 18)
-    seen = torch.ones(20, 2)
-    seen[0] = 0
-    torch.testing.assert_close(target["seen"], seen * 20 / 19)
-    one, _ = data.cropper.test(data.listing.paths[data.test[7]])
+    torch.testing.assert_close(target["kept"], kept * 18 / 16)
+    seen = target["seen"] > 0
+    assert seen.sum(0).tolist() == [17, 17]
+    assert not seen[0].any()
+    torch.testing.assert_close(target["seen"], seen * 18 / 17)
+    one, _ = data.cropper.test(data.listing.paths[data.test[7]], data.points[data.test[7]])
     torch.testing.assert_close(batches[0][0][7], torch.from_numpy(one).permute(2, 0, 1) / 255)
 
 

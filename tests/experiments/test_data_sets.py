@@ -10,7 +10,7 @@ from ranges import DISTORTIONS
 
 from stn.experiments import build
 from stn.experiments.datasets import DATA_SETS
-from stn.experiments.datasets.distortions import Clutter
+from stn.experiments.datasets.clutter import Clutter
 from stn.experiments.training.engine import Batches
 
 ROOT = Path(__file__).parents[2]
@@ -35,8 +35,8 @@ RECORDED = {  # sha256 of the training and of the test half; of MNIST and additi
     ),
 }
 BIRDS = (
-    "1a28f6b3ff45d6d243445c0bfe701ecb96fa45efa7291b426687140d02abf8cd",
-    "01d11cbdb83f82afc58c2e5ee420728e299dd9d93be4ff6819c6081a39a5227b",
+    "b8db7b6729906ab4a009479178df34799fc35daf44f23d2a5f68f9e10ce62454",
+    "bf81bdee4aa2b5961d7f7278c122d654dbe24b1ba20eee2d6db6cb86e2e2582d",
 )
 
 
@@ -62,7 +62,7 @@ def test_the_bits_are_those_of_the_records(recorded):
     assert data.checksums() == {"train": train, "test": test}
 
 
-@pytest.mark.slow  # draws 2,600 pictures
+@pytest.mark.slow  # draws 5,700 pictures
 def test_synthetic_birds_are_those_of_the_records(tmp_path):
     data = build.data_set({"name": "synthetic_birds", "size_px": 224, "shrink": 7, "excluded": None}, tmp_path)
     assert isinstance(data, Batches)

@@ -421,7 +421,7 @@ def test_more_and_larger_clutter_is_one_override():
         ("e", {"control": "edges"}, r"unknown data\.distortion\.control='edges': choose one of corners, cells"),
         ("tc", {"overlap": None}, r"unknown data\.distortion\.overlap=None: choose one of maximum, sum, overwrite"),
         ("tc", {"blank": 1}, r"data\.distortion\.blank=1 has to be true or false"),
-        ("tc", {"patch_px": 29}, r"data\.distortion\.patch_px=29 has to be 28 at most"),
+        ("tc", {"patch_px": 29}, r"data\.distortion\.patch_px=29 has to be a whole number, 1 or more, up to 28"),
     ],
 )  # fmt: skip
 def test_ranges_that_cannot_be_drawn_from_are_one_clear_line(name, change, message):

@@ -19,7 +19,8 @@ import yaml
 from mirror import serving
 
 from stn.experiments.datasets import fetch as module
-from stn.experiments.datasets.fetch import Bounded, Refused, Unwritable, download, fetch, install
+from stn.experiments.datasets.fetch import Bounded, Refused, download, fetch, install
+from stn.experiments.errors import Unwritable
 
 FILES = {"images": random.Random(0).randbytes(200_000), "labels": b"0123456789"}
 PACKED = {f"/{name}.gz": gzip.compress(content) for name, content in FILES.items()}
@@ -76,7 +77,7 @@ def half_an_answer(root, names, then=lambda: None):
         body = PACKED["/images.gz"]
         request.begin("Content-Length", len(body))
         request.wfile.write(body[: len(body) // 2])
-        for _ in range(500):  # the other side has to begin to write
+        for _ in range(20_000):  # the other side has to begin to write
             if (root / "digits").is_dir() and any((root / "digits").iterdir()):
                 break
             threading.Event().wait(0.01)

@@ -21,7 +21,7 @@ from test_zoo import record, write
 from stn.experiments import preflight, zoo
 from stn.experiments.command import ROOT
 from stn.experiments.datasets import digitstruct, photos, svhn
-from stn.experiments.results import records, tables
+from stn.experiments.results import pages, records, tables
 from stn.experiments.training.job import plan
 
 pytestmark = pytest.mark.usefixtures("one_thread", "tracked_files")
@@ -129,7 +129,7 @@ def test_a_mutated_record_is_read_or_costs_its_own_line(seed, tmp_path):
         found = one_line(lambda d=damaged: records.read_runs(tmp_path, d), done)
         assert len(damaged) + len(found) in (1, 2), done
         assert "good" in {one["id"] for one in found}
-        one_line(lambda f=found: tables.markdown(table, f), done)
+        one_line(lambda f=found: pages.markdown(table, f), done)
         if not damaged:
             one_line(lambda c=changed: zoo.load(c["id"], ROOT, tmp_path), done)
 
@@ -198,7 +198,7 @@ def test_a_bad_command_line_ends_with_one_line_and_not_with_0(seed, monkeypatch,
         try:
             preflight.check(["experiment=mnist_fcn", rng.choice(("seed=", "experiment=", "--", "")) + word])
         except program["EXPECTED"] as error:
-            said = program["one_line"](error)
+            said = program["what_is_wrong"](error)
         assert "\n" not in said, word
 
 
@@ -211,7 +211,7 @@ BAD = [
     "threads",
     "data.distortion.canvas_px",
     "progress",
-    "logger",
+    "devices",
     "data.distortion.scale",
     "model.transform",
     "experiment_name",
@@ -227,7 +227,9 @@ def test_the_program_refuses_bad_values_with_an_exit_status(seed, monkeypatch, t
     rng = random.Random(seed)
     for override in rng.sample(BAD, 2):
         word = f"{override}={rng.choice(('-7', 'nan', '[]', '{a:1}', '../x'))}"
-        monkeypatch.setattr(sys, "argv", ["run.py", "experiment=mnist_fcn", word, f"runs_dir={tmp_path}/runs"])
+        monkeypatch.setattr(
+            sys, "argv", ["run.py", "experiment=mnist_fcn", "schedule=smoke", word, f"runs_dir={tmp_path}/runs"]
+        )
         with pytest.raises(SystemExit) as stop:
             runpy.run_path(str(ROOT / "run.py"), run_name="__main__")
         assert isinstance(stop.value.code, str), word  # which Python prints, for an exit status of 1

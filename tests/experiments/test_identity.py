@@ -7,7 +7,7 @@ import pytest
 from composing import compose
 
 from stn.experiments import build, identity
-from stn.experiments.training import run
+from stn.experiments.training import job
 
 ROW = ("experiment=mnist_st_cnn_tps", "data/distortion=p", "schedule=fast")
 
@@ -16,7 +16,7 @@ def name_of(*overrides: str, revisions: dict | None = None) -> str:
     config, _ = compose(*ROW, *overrides)
     found = build.revisions(config) | (revisions or {})
     with mock.patch("stn.experiments.build.revisions", return_value=found):
-        return run.plan(config, []).id
+        return job.plan(config, []).id
 
 
 def test_a_run_is_named_after_what_it_computes():
@@ -26,7 +26,8 @@ def test_a_run_is_named_after_what_it_computes():
 @pytest.mark.parametrize(
     "override",
     ["data.root=elsewhere", "runs_dir=elsewhere", "device=cpu", "devices=2", "threads=3", "accumulate=2",
-     "checkpoint_every_s=7", "pictures=0", "progress=false", "logger=none"],
+     "checkpoint_every_s=7", "pictures=0", "validations=3",
+     "compile=true", "logger=[csv]", "progress=false", "logger=none"],
 )  # fmt: skip
 def test_where_and_how_a_run_is_computed_changes_nothing(override):
     assert name_of(override) == name_of()
@@ -36,7 +37,8 @@ def test_where_and_how_a_run_is_computed_changes_nothing(override):
     "override",
     ["seed=1", "budget=100000", "schedule.steps=7", "schedule.block_steps=50", "optimizer.lr=0.04", "optimizer=sgd",
      "schedule.lr_scheduler.pct_start=0.2", "schedule.bound={all: 1.0}", "data.distortion.corner_std_px=3.5",
-     "data/distortion=e", "model.kernel=nearest", "model.transform=affine", "precision=fp32", "smoke=true"],
+     "data/distortion=e", "schedule.ema=0.9",
+     "model.kernel=nearest", "model.transform=affine", "precision=fp32", "smoke=true"],
 )  # fmt: skip
 def test_what_is_computed_changes_the_identity(override):
     assert name_of(override) != name_of()
@@ -63,11 +65,11 @@ def test_a_later_key_at_its_old_value_changes_nothing(monkeypatch):
     words = ("mnist_st_cnn_tps", "fast", 0)
     before = identity.of(*words, groups, {})
     later = copy.deepcopy(groups)
-    later["schedule"]["ema"] = None
+    later["schedule"]["later"] = None
     assert identity.of(*words, later, {}) != before
-    monkeypatch.setitem(identity.LATER, "schedule.ema", None)
+    monkeypatch.setitem(identity.LATER, "schedule.later", None)
     assert identity.of(*words, later, {}) == before
-    later["schedule"]["ema"] = 0.999
+    later["schedule"]["later"] = 0.999
     assert identity.of(*words, later, {}) != before
 
 

@@ -14,9 +14,9 @@ from stn import trace
 from stn.experiments import draw
 from stn.experiments.networks import pretrained, surgery
 from stn.experiments.networks.backbones import SameConv2d
-from stn.experiments.networks.cub import TILES, StCnn, build, resized
+from stn.experiments.networks.cub import TILES, WINDOWS, StCnn, build, resized
 from stn.experiments.networks.pretrained import load_weights
-from stn.experiments.training.birds import Birds, contains
+from stn.experiments.training.birds import Birds, contains, correlation
 from stn.experiments.training.checkpoint import Checkpoint
 from stn.experiments.training.engine import Training
 from stn.experiments.training.logs import windows
@@ -206,6 +206,25 @@ def test_the_windows_start_side_by_side_within_the_image(transformers):
     assert covered.mean() == transformers / 4
 
 
+def test_all_windows_may_start_at_the_centre():
+    windows = st_cnn(4, first="centre").eval().windows(torch.rand(2, 3, 64, 64))
+    assert windows.tolist() == [[[-0.5, -0.5, 0.5, 0.5]] * 4] * 2
+    with pytest.raises(ValueError, match=r"^model.first='middle': choose tiles, centre$"):
+        st_cnn(2, first="middle")
+
+
+def test_with_a_norm_weights_move_windows_apart_and_the_bias_all():
+    for norm in (False, True):
+        localisation = st_cnn(2, localisation_norm=norm).train().transformer.localisation
+        for regression in localisation.regressions:
+            nn.init.normal_(regression.weight)
+            nn.init.constant_(regression.bias, 0.125)
+        theta = localisation(torch.rand(16, 3, 64, 64)).detach()
+        assert theta.std(0).min() > 0.1
+        apart = theta.mean(0) - torch.tensor(TILES[2]) - 0.125
+        assert (apart.abs().max() < 1e-5) == norm
+
+
 def test_at_twice_the_size_a_window_is_a_crop_pixel_by_pixel():
     u = torch.rand(2, 3, 64, 64)
     tiles = [warp.v for warp in trace(st_cnn(4), u)]
@@ -299,6 +318,98 @@ def test_three_transformers_are_refused():
         st_cnn(3)
 
 
+# --- controls
+
+
+def controls():
+    return {
+        windows: build((7 if windows == "parts" else 3, 64, 64), 5, 2, LITE0, "random", 32, last="_blocks.2",
+                       windows=windows)
+        for windows in WINDOWS
+    }  # fmt: skip
+
+
+def test_controls_have_the_parameters_of_the_learnt_windows():
+    shapes = [{name: p.shape for name, p in network.named_parameters()} for network in controls().values()]
+    assert len(shapes) == 4
+    assert all(each == shapes[0] for each in shapes)
+
+
+def test_a_control_is_placed_without_its_localisation_network():
+    for placed, network in controls().items():
+        u = torch.rand(4, 7 if placed == "parts" else 3, 64, 64)
+        network(u).sum().backward()
+        read = [p.grad is not None for p in network.transformer.localisation.parameters()]
+        assert any(read) == (placed == "learnt")
+        assert all(p.grad is not None for p in network.streams.parameters())
+
+
+def test_fixed_windows_are_the_start_of_the_learnt_ones():
+    found = controls()
+    for network in (found["fixed"], found["learnt"]):
+        with torch.no_grad():  # what a localisation network that has learnt would say
+            for regression in network.transformer.localisation.regressions:
+                regression.bias.fill_(0.25)
+    u = torch.rand(3, 3, 64, 64)
+    fixed, learnt = (found[name].eval().windows(u) for name in ("fixed", "learnt"))
+    torch.testing.assert_close(fixed, learnt - 0.25)
+    assert fixed[:, 0].tolist() == [[-1, -0.5, 0, 0.5]] * 3
+
+
+def test_random_windows_are_fresh_in_training_and_frozen_in_tests():
+    network = controls()["random"]
+    u = torch.rand(400, 3, 64, 64)
+    one, two = network.windows(u), network.windows(u)
+    assert not torch.equal(one, two)
+    assert -1 <= one.min() < -0.95
+    assert 0.95 < one.max() <= 1
+    assert one[:, 0, 0].unique().numel() > 390
+    first = network.eval().windows(u)
+    torch.rand(3)
+    assert torch.equal(network.windows(u), first)
+    assert [warp.theta[7].tolist() for warp in trace(network, u[:8])] == network.transformer.theta(u[:8])[7].tolist()
+
+
+def test_windows_on_the_parts_are_centred_on_them():
+    network = controls()["parts"]
+    parts = torch.tensor([[[0.5, -0.25], [-0.75, 0.0]], [[-1.1, 0.9], [0.1, 0.2]]])
+    u = torch.cat([torch.rand(2, 3, 64, 64), parts.flatten(1)[:, :, None, None].expand(-1, -1, 64, 64)], dim=1)
+    windows = network.windows(u)
+    torch.testing.assert_close((windows[..., :2] + windows[..., 2:]) / 2, parts)
+    assert contains(windows, parts).diagonal(dim1=1, dim2=2).all()
+    assert [warp.u.shape[1] for warp in trace(network, u)] == [3, 3]
+
+
+@pytest.mark.parametrize(
+    ("channels", "transformers", "windows", "says"),
+    [
+        (3, 2, "learned", r"^model.windows='learned': choose learnt, with transformers also fixed, random, parts$"),
+        (3, 0, "fixed", r"^model.windows='fixed': choose learnt, with transformers also fixed, random, parts$"),
+        (
+            3,
+            2,
+            "parts",
+            r"^model.windows=parts with model.transformers=2 reads images of 7 channels, not 3: data.parts",
+        ),
+        (
+            7,
+            4,
+            "parts",
+            r"^model.windows=parts with model.transformers=4 reads images of 11 channels, not 7: data.parts",
+        ),
+        (
+            7,
+            2,
+            "learnt",
+            r"^model.windows=learnt with model.transformers=2 reads images of 3 channels, not 7: data.parts",
+        ),
+    ],
+)
+def test_windows_that_cannot_be_had_are_refused_in_one_line(channels, transformers, windows, says):
+    with pytest.raises(ValueError, match=says):
+        build((channels, 64, 64), 5, transformers, LITE0, "random", 32, windows=windows)
+
+
 # --- what is measured
 
 
@@ -306,6 +417,42 @@ def test_a_point_is_in_a_window_or_not():
     windows = torch.tensor([[[-1.0, -0.5, 0.0, 0.5], [0.0, -0.5, 1.0, 0.5]]])
     points = torch.tensor([[[-0.5, 0.0], [0.5, 0.4], [0.5, 0.6]]])
     assert contains(windows, points).tolist() == [[[True, False, False], [False, True, False]]]
+
+
+def test_the_correlation_is_that_worked_out_by_hand():
+    x = np.array([0.0, 1.0, 2.0, 3.0])
+    assert correlation(x, np.array([1.0, 3.0, 2.0, 6.0])) == pytest.approx(7 / 70**0.5)  # deviations: 7, 5 and 14
+    assert correlation(x, -3 * x + 1) == pytest.approx(-1)
+    assert correlation(x, np.full(4, 0.3)) == 0
+    assert correlation(np.float32([0.1, 0.1, np.nextafter(np.float32(0.1), 1), 0.1]), x) == 0
+
+
+def test_the_correlation_is_over_all_images_that_show_the_part():
+    places = torch.tensor([-0.6, -0.2, 0.2, 0.6, 0.9])
+    seen = torch.tensor([1.0, 1.0, 1.0, 1.0, 0.0])
+    network = st_cnn(1).eval()
+    network.transformer.theta = lambda u: u[:, :2, 0, 0][:, None]
+
+    class Module(nn.Module):
+        tested = network
+
+        def forward(self, u):
+            return torch.zeros(len(u), 5)
+
+    module, birds = Module(), Birds()
+    for part in (slice(0, 3), slice(3, 5)):
+        u = torch.where(seen > 0, places, 5.0)[part, None, None, None].expand(-1, 3, 64, 64)
+        parts = torch.stack([places, -places], dim=1)[part, None].expand(-1, 2, -1)
+        target = {"label": torch.zeros(len(u), dtype=torch.long), "kept": torch.ones(len(u)),
+                  "seen": seen[part, None].expand(-1, 2), "parts": parts}  # fmt: skip
+        birds.test(module, (u, target))
+    expected = {
+        f"st1_{part}_correlation_{axis}": sign
+        for part in ("head", "body")
+        for axis, sign in zip("xy", (1, -1), strict=True)
+    }
+    assert birds.after_test() == {name: pytest.approx(value) for name, value in expected.items()}
+    assert birds.after_test() == {}
 
 
 class FourPhotos:
@@ -358,6 +505,7 @@ def test_accuracy_leaves_out_the_excluded_and_parts_the_unseen():
     tester.test(module, verbose=False)
     expected = {"error": 50, "accuracy": 50, "accuracy_kept": 100 / 3,
                 "st1_head": 100, "st1_body": 0, "st2_head": 0, "st2_body": 100}  # fmt: skip
+    expected |= {f"st{i}_{part}_correlation_{axis}": 0 for i in (1, 2) for part in ("head", "body") for axis in "xy"}
     assert tester.callback_metrics == {f"test/{name}": pytest.approx(value) for name, value in expected.items()}
 
 
@@ -375,10 +523,10 @@ def test_a_cnn_has_one_accuracy_and_no_windows():
     class Module(nn.Module):
         def __init__(self):
             super().__init__()
-            self.network = network
+            self.tested = network
 
         def forward(self, u):
-            return self.network(u)
+            return self.tested(u)
 
     metrics = Birds().test(Module(), next(iter(data.test_batches())))
     assert set(metrics) == {"error", "accuracy"}

@@ -90,7 +90,7 @@ def run(root, folder, *overrides, expected=0):
         [sys.executable, "run.py", "data=svhn_rendered", f"data.root={root}", f"runs_dir={folder}", "logger=none",
          "threads=1", "device=cpu", "progress=false", "schedule=svhn_small", "width=0.05", "precision=fp32",
          "schedule.steps=6", "schedule.block_steps=2", "schedule.batch_size=8", *overrides],
-        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300,
+        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=550,
     )  # fmt: skip
     assert done.returncode == expected, done.stderr
     return done

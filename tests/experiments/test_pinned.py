@@ -22,6 +22,7 @@ from stn.experiments import build
 from stn.experiments.datasets import synthetic_birds
 from stn.experiments.datasets.fetch import sha256
 from stn.experiments.training import environment, run
+from stn.experiments.training.job import plan
 
 ROOT = Path(__file__).parents[2]
 PINNED = Path(__file__).with_name("pinned_losses.json")
@@ -67,13 +68,13 @@ def make_data(root: Path) -> Path:
         "sha256": {path.stem: sha256(path) for path in store.iterdir()},
     }
     (store / "index.json").write_text(json.dumps(index))
-    synthetic_birds.write(root / "synthetic_birds", train=2, test=1)
+    synthetic_birds.write(root / synthetic_birds.FOLDER, train=2, test=1)
     return root
 
 
 def losses(experiment: str, data: Path, runs: Path) -> list[float]:
     config, _ = compose(*overrides(experiment), f"data.root={data}", f"runs_dir={runs}")
-    job = run.plan(config, [])
+    job = plan(config, [])
     job.folder.mkdir(parents=True)
 
     def few(distortion: Any, digits: Any, seed: int) -> Any:  # the test set is not looked at
@@ -85,7 +86,7 @@ def losses(experiment: str, data: Path, runs: Path) -> list[float]:
         mock.patch("stn.experiments.datasets.addition.frozen", few),
     ):
         module = run.build_training(config)
-        run.fit(job, module, torch.device("cpu"), run.describe(job, module, torch.device("cpu")), None, [])
+        run.fit(job, module, torch.device("cpu"), run.describe(job, module, torch.device("cpu")), [], [])
     return [entry["train/loss"] for entry in module.curve]
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from composing import compose
 
-from stn.experiments.training import environment, run
+from stn.experiments.training import environment, job, run
 from stn.experiments.training.check import check
 
 ROOT = Path(__file__).parents[2]
@@ -29,8 +29,8 @@ def cards(monkeypatch):
 
 def test_the_jobs_of_a_sweep_take_the_cards_in_turns(cards):
     taken = []
-    for job in range(5):
-        environment.place(job)
+    for number in range(5):
+        environment.take_card(number)
         taken.append(environment.pick_device("auto"))
     assert taken == [torch.device("cuda", i) for i in (0, 1, 0, 1, 0)]
     assert environment.pick_device("cpu") == torch.device("cpu")
@@ -38,24 +38,24 @@ def test_the_jobs_of_a_sweep_take_the_cards_in_turns(cards):
 
 def test_where_a_launcher_shows_one_card_a_job_takes_that(cards, monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    environment.place(7)
+    environment.take_card(7)
     assert cards == [0, 0]
 
 
 def test_without_a_card_nothing_is_chosen(monkeypatch):
     monkeypatch.setattr(torch.cuda, "set_device", lambda index: pytest.fail("there is none"))
-    environment.place(3)
+    environment.take_card(3)
     assert environment.pick_device("auto") == torch.device("cpu")
 
 
 def test_lightning_is_given_the_card_that_was_chosen(tmp_path):
-    job = run.Job({"runs_dir": str(tmp_path)}, [], {}, {}, "one")
+    one = job.Job({"runs_dir": str(tmp_path)}, [], {}, {}, "one")
     with mock.patch.object(run.pl, "Trainer", return_value=mock.Mock(spec=run.pl.Trainer)) as trainer:
-        run.trainer(job, torch.device("cuda", 1), [])
+        run.trainer(one, torch.device("cuda", 1), [])
         assert trainer.call_args.kwargs["devices"] == [1]
-        run.trainer(job, torch.device("cuda", 0), [], 2)
+        run.trainer(one, torch.device("cuda", 0), [], 2)
         assert trainer.call_args.kwargs["devices"] == 2  # all processes of one run
-        run.trainer(job, torch.device("cpu"), [])
+        run.trainer(one, torch.device("cpu"), [])
         assert trainer.call_args.kwargs["devices"] == 1
 
 
@@ -79,7 +79,7 @@ def test_ray_gives_a_job_a_card_or_a_part_of_one(cards):
 
 
 @pytest.fixture
-def job(tmp_path):
+def config(tmp_path):
     def make(*overrides):
         words = ["experiment=mnist_st_cnn_tps", "schedule=smoke", "schedule.steps=2", "schedule.block_steps=1",
                  "logger=none", "progress=false", "device=cpu", "pictures=0", f"runs_dir={tmp_path}"]  # fmt: skip
@@ -90,22 +90,22 @@ def job(tmp_path):
 
 
 @pytest.mark.usefixtures("one_thread", "random_digits")
-def test_deterministic_is_honoured_and_is_no_part_of_the_identity(job, monkeypatch):
+def test_deterministic_is_honoured_and_is_no_part_of_the_identity(config, monkeypatch):
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
-    assert run.plan(job("deterministic=true"), []).id == run.plan(job(), []).id
+    assert job.plan(config("deterministic=true"), []).id == job.plan(config(), []).id
     with mock.patch.object(
         run, "fit", side_effect=lambda *a: seen.append(torch.are_deterministic_algorithms_enabled())
     ):
         seen: list[bool] = []
         for word in ("true", "false"):
             with mock.patch.object(run, "test", return_value={}), mock.patch.object(run, "keep"):
-                run.run(job(f"deterministic={word}"), [])
+                job.run(config(f"deterministic={word}"), [])
     assert seen == [True, False]
     assert run.environment.os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
 
 
 @pytest.mark.usefixtures("one_thread", "random_digits")
-def test_what_has_no_deterministic_way_is_refused_in_one_line(job):
+def test_what_has_no_deterministic_way_is_refused_in_one_line(config):
     said = (
         "grid_sampler_3d_backward_cuda does not have a deterministic implementation, but you set "
         "'torch.use_deterministic_algorithms(True)'. You can turn off determinism just for this operation.\nMore."
@@ -114,13 +114,13 @@ def test_what_has_no_deterministic_way_is_refused_in_one_line(job):
         with pytest.raises(
             ValueError, match=r"^deterministic=true cannot be kept here: grid_sampler_3d_\w+ does not"
         ) as error:
-            run.run(job("deterministic=true"), [])
-        assert "\n" not in str(error.value)
+            job.run(config("deterministic=true"), [])
+        assert str(error.value).endswith("deterministic implementation; leave it out, or choose device=cpu")
         with pytest.raises(RuntimeError, match="grid_sampler"):  # else it is a bug
-            run.run(job(), [])
+            job.run(config(), [])
 
 
 @pytest.mark.parametrize("value", ["1", "maybe", "null"])
-def test_deterministic_is_true_or_false(job, value):
+def test_deterministic_is_true_or_false(config, value):
     with pytest.raises(ValueError, match=r"^deterministic=.* has to be true or false$"):
-        check(job(f"deterministic={value}"))
+        check(config(f"deterministic={value}"))

@@ -33,6 +33,8 @@ FOUND = [
         ("example/*/*/short hours", "1.5"),
         ("example/*/*/short minutes", "30"),
         ("example/*/*/best device", "a processor"),
+        ("example/mnist_fcn/r/long test/error", "3.00 to 4.00"),
+        ("example/mnist_fcn/r/short test/err*", "1.00"),
         ("example/mnist_fcn/r/short : example/mnist_cnn/r/short", "2.0"),
         ("example/mnist_fcn/e/short : example/*/r/short", "4.0 to 8.0"),
         ("example/mnist_fcn/r/short paper : example/mnist_cnn/r/short paper", "1.8"),
@@ -63,6 +65,7 @@ def test_every_mark_of_a_page_is_filled_and_nothing_else():
         ("example/fcn/r/short", "example has no such row or column; see conf/table/example.yaml"),
         ("example/mnist_fcn/rts/short", "example has no such row or column"),
         ("example/mnist_fcn/r/short sum", "unknown 'sum'; choose mean, cell, "),
+        ("example/mnist_fcn/r/short test/height", "no record there has a metric 'test/height'"),
     ],
 )
 def test_a_mark_that_names_nothing_is_said_in_one_line(words, message):

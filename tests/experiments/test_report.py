@@ -437,7 +437,7 @@ def browse(folder, *words):
     done = subprocess.run(
         [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr",
          "--virtual-time-budget=5000", f"--user-data-dir={folder}/profile", *words, f"file://{folder}/page.html"],
-        capture_output=True, text=True, timeout=120,
+        capture_output=True, text=True, timeout=550,
     )  # fmt: skip
     assert "CONSOLE" not in done.stderr
     return done.stdout

@@ -30,7 +30,7 @@ def start(*overrides, **env):
 
 def sweep(*overrides, **env):
     """Exit status and everything that a multirun said."""
-    process = start("--multirun", *overrides, **env)
+    process = start(overrides[0], "--multirun", *overrides[1:], **env)
     out, err = process.communicate(timeout=550)
     return process.returncode, out + err
 
@@ -88,7 +88,7 @@ def test_ray_runs_the_jobs_of_a_killed_node_again_on_another_where_they_stood(tm
             "schedule.block_steps=20", "checkpoint_every_s=0", f"runs_dir={tmp_path}", "hydra/launcher=ray_cluster",
             f"hydra.launcher.ray.init.address='{cluster.address}'",
         )  # fmt: skip
-        end = time.monotonic() + 300
+        end = time.monotonic() + 550
         while len(list(tmp_path.glob("*/checkpoint.ckpt"))) < 2:  # one job on each node is under way
             assert process.poll() is None, process.communicate()
             assert time.monotonic() < end
@@ -171,6 +171,14 @@ def test_slurm_is_given_one_array_whose_jobs_ask_for_a_gpu_and_hand_themselves_b
 
 
 # --- what cannot be swept: one line
+
+
+def test_a_sweep_none_of_whose_runs_can_be_run_is_refused_once(tmp_path):
+    code, said = sweep("experiment=mnist_fcn", *TINY, "seed=abc,1.5", f"runs_dir={tmp_path}/runs")
+    _, error = said.splitlines()  # after how many runs there are
+    assert (code, error) == (1, "error: seed='abc' has to be a whole number, 0 or more, up to 4,294,967,295")
+    assert list(tmp_path.iterdir()) == []
+
 
 REFUSED = """
 import pkgutil, re, runpy, sys

@@ -16,7 +16,7 @@ from safetensors.numpy import load_file, save_file
 from scipy.stats import binomtest
 
 from stn.experiments.command import ROOT
-from stn.experiments.results import cells, records, tables, weights
+from stn.experiments.results import cells, pages, records, tables, weights
 
 KNOWN = [tables.load(path) for path in sorted((ROOT / "conf/table").glob("*.yaml"))]
 
@@ -199,7 +199,7 @@ def test_the_most_complete_schedule_comes_first_then_the_longest():
     order = [("short", 1000), ("longer", 1000), ("long", 1000), ("short", 2000)]
     assert tables.schedules(TABLE, found) == order
     assert text(*found)[0] == "1.00 ± 0.20 (1)"
-    page = tables.markdown(TABLE, found)
+    page = pages.markdown(TABLE, found)
     assert page.count("| FCN |") == 4
     assert "| FCN | 2.00 ± 0.27 (1) ≈ 2.1 | - / 3.2 |" in page
     assert page.index("Schedule `short`: 100 steps of 10 images; at most 1,000") < page.index("Schedule `long`: 900")
@@ -211,13 +211,13 @@ def test_steps_that_differ_by_classifier_are_told_apart():
     found = [record(steps=30_000), record("mnist_cnn", steps=10_000)]
     for each, batch in zip(found, (128, 64), strict=True):
         each["config"]["schedule"]["batch_size"] = batch
-    page = tables.markdown(TABLE, found)
+    page = pages.markdown(TABLE, found)
     assert "Schedule `short`: 30,000 steps of 128 images (FCN), 10,000 steps of 64 images (CNN); at most" in page
 
 
 def test_rows_without_a_classifier_in_their_name_stand_for_themselves():
     own = replace(TABLE, rows={"mnist_fcn": "T", "mnist_cnn": "TC"})
-    page = tables.markdown(own, [record(), record("mnist_cnn", steps=150)])
+    page = pages.markdown(own, [record(), record("mnist_cnn", steps=150)])
     assert "100 steps of 10 images (T), 150 steps of 10 images (TC);" in page
 
 
@@ -234,45 +234,45 @@ def test_without_a_budget_the_widths_and_parameters_are_stated(model, words):
     found = [record(budget=None), record("mnist_cnn", budget=None, params=300)]
     for each in found:
         each["config"]["model"] = model
-    assert f"{words}trainable parameters; seed 0" in tables.markdown(TABLE, found)
+    assert f"{words}trainable parameters; seed 0" in pages.markdown(TABLE, found)
 
 
 def test_the_cells_beside_the_papers_are_counted():
     found = [record(error=9.0), record("mnist_cnn", error=0.5), record(distortion="e", error=3.3)]
-    assert "in fp32.  Beside the paper's 3 figures: 1 below, 1 level, 1 above." in tables.markdown(TABLE, found)
-    assert "Beside" not in tables.markdown(replace(TABLE, paper={}), found)
+    assert "in fp32.  Beside the paper's 3 figures: 1 below, 1 level, 1 above." in pages.markdown(TABLE, found)
+    assert "Beside" not in pages.markdown(replace(TABLE, paper={}), found)
 
 
 def test_a_page_shows_the_best_block_alone():
     page = "Before.\n<!-- example -->\nold\n<!-- /example -->\nAfter.\n"
-    filled = tables.into_page(page, TABLE, [record(), record("mnist_cnn"), record(schedule="long", steps=900)])
+    filled = pages.into_page(page, TABLE, [record(), record("mnist_cnn"), record(schedule="long", steps=900)])
     assert (filled.count("Schedule `"), filled.count("Schedule `short`")) == (1, 1)
     assert filled.startswith("Before.\n<!-- example -->\n\nSchedule")
     assert filled.endswith("<!-- /example -->\nAfter.\n")
-    assert tables.into_page(filled, TABLE, []).count("No records yet.") == 1
-    assert tables.into_page("No mark.", TABLE, [record()]) == "No mark."
+    assert pages.into_page(filled, TABLE, []).count("No records yet.") == 1
+    assert pages.into_page("No mark.", TABLE, [record()]) == "No mark."
 
 
 def test_the_footnote_names_every_precision():
     found = [record(), record(seed=1, precision="bf16")]
     assert "seeds 0, 1; 2 runs, 1.0 hours of training in all on a processor, 1 thread, in bf16 or fp32." in (
-        tables.markdown(TABLE, found)
+        pages.markdown(TABLE, found)
     )
 
 
 def test_a_page_leaves_out_rows_that_a_schedule_was_not_run_with():
     found = [record(), record("mnist_cnn"), record("mnist_cnn", "e", schedule="long", steps=900)]
-    short, long = tables.markdown(TABLE, found).split("Schedule `long`")
+    short, long = pages.markdown(TABLE, found).split("Schedule `long`")
     rows = [line for line in long.splitlines() if line.startswith(("| FCN", "| CNN"))]
     assert rows == ["| CNN | - / 1.2 | 2.00 ± 0.27 (1) / - |"]
     assert ["| FCN |" in short, "| CNN |" in short] == [True, True]
-    assert "| CNN | failed / 1.2 | - / - |" in tables.markdown(TABLE, [record(), record("mnist_cnn", error=None)])
+    assert "| CNN | failed / 1.2 | - / - |" in pages.markdown(TABLE, [record(), record("mnist_cnn", error=None)])
 
 
 def test_a_table_without_figures_of_the_paper_shows_ours_alone():
     own = replace(TABLE, paper={})
     found = tables.cells(own, [record(error=1.0)], "short", 1000)
-    assert tables.grid(own, found) == [["% error", "R", "E"], ["FCN", "1.00 ± 0.20 (1)", "-"]]
+    assert pages.grid(own, found) == [["% error", "R", "E"], ["FCN", "1.00 ± 0.20 (1)", "-"]]
 
 
 def test_a_borrowed_row_is_shown_but_makes_no_table_alone():
@@ -285,13 +285,13 @@ def test_a_borrowed_row_is_shown_but_makes_no_table_alone():
 def test_synthetic_data_have_a_block_of_their_own_that_says_so():
     real, drawn = record(error=1.0), record(error=7.0, synthetic=True, extra=["data=rendered"], budget=None)
     drawn["config"]["data"]["name"] = "rendered"
-    page = tables.markdown(TABLE, [drawn, real])
+    page = pages.markdown(TABLE, [drawn, real])
     first, second = page.index("| FCN | 1.00 ± 0.20 (1) < 2.1"), page.index("| FCN | 7.00 / 2.1")
     assert first < page.index("**Synthetic data: rendered.**  Schedule `short`: 100 steps") < second
 
 
 def test_a_table_without_records_says_so():
-    assert tables.markdown(TABLE, []) == "No records yet."
+    assert pages.markdown(TABLE, []) == "No records yet."
 
 
 def test_the_csv_has_a_line_for_every_row_column_and_schedule(tmp_path):
@@ -301,10 +301,10 @@ def test_the_csv_has_a_line_for_every_row_column_and_schedule(tmp_path):
         record("mnist_cnn", "e", error=None),
         record(schedule="long", steps=900, error=0.25, synthetic=True),
     ]
-    written = tables.write(tmp_path, TABLE, found)
+    written = pages.write(tmp_path, TABLE, found)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["example.csv", "example.md"]
     assert sorted(path.name for path in written) == ["example.csv", "example.md"]
-    assert tables.write(tmp_path, TABLE, found) == []
+    assert pages.write(tmp_path, TABLE, found) == []
     assert (tmp_path / "example.csv").read_text() == (
         "row,column,schedule,budget,params,n,mean,std,paper,synthetic\n"
         "FCN,R,short,1000,987,2,1.5,0.7071,2.1,false\n"
@@ -320,7 +320,7 @@ def test_the_csv_has_a_line_for_every_row_column_and_schedule(tmp_path):
 
 @pytest.mark.parametrize("table", KNOWN, ids=lambda table: table.name)
 def test_the_tables_in_git_are_those_of_the_kept_records(table, tmp_path):
-    tables.write(tmp_path, table, records.read_kept(ROOT / "results"))
+    pages.write(tmp_path, table, records.read_kept(ROOT / "results"))
     for name in (f"{table.name}.csv", f"{table.name}.md"):
         assert (tmp_path / name).read_text() == (ROOT / "results" / name).read_text()
 

@@ -21,8 +21,8 @@ from stn.experiments.datasets.mnist import DistortedMnist
 from stn.experiments.networks import uses
 from stn.experiments.networks.mnist import build, fcn
 from stn.experiments.networks.sizing import num_params
-from stn.experiments.results import records, tables
-from stn.experiments.training.run import schedule_of
+from stn.experiments.results import pages, records, tables
+from stn.experiments.training.job import schedule_of
 from stn.localisation import Regression, fully_connected
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -305,7 +305,7 @@ def test_the_code_of_the_page_does_what_it_says(code):
 
 
 def test_the_page_s_table_is_that_of_the_records():
-    assert tables.into_page(PAGE, TABLE, kept()) == PAGE
+    assert pages.into_page(PAGE, TABLE, kept()) == PAGE
     assert "| % error | RTS |" in PAGE
     assert all(cell.values for cell in tables.cells(TABLE, kept(), "fast_sgd", BUDGET))
     pictures = re.findall(r"!\[[^]]*\]\(([^)]+)\)", PAGE)

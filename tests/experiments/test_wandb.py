@@ -15,10 +15,12 @@ import pytest
 import yaml
 from fake_wandb import serve
 
+from stn.experiments.training import wandb_run
+
 ROOT = Path(__file__).parents[2]
 KEY = "k3y" * 14
 RUN = ["experiment=mnist_st_fcn_affine", "schedule=smoke", "budget=40000", "progress=false", "threads=1", "device=cpu",
-       "logger.settings.finish_timeout=5"]  # fmt: skip
+       "logger.wandb.settings.finish_timeout=5"]  # fmt: skip
 
 
 def start(home, server, *overrides):
@@ -40,6 +42,18 @@ def private(home):
     return [text.encode() for text in (KEY, str(home), "s3cret-s3cret", f'"{platform.node()}"', str(ROOT))]
 
 
+def inspected(log):
+    """What an offline run holds, record by record."""
+    command = [Path(sys.executable).parent / "wandb", "leet", "inspect", "--json", log]
+    lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def told_artifact(told, kind):
+    (artifact,) = (one["artifact"] for one in told if one["type"] == "artifact" and one["artifact"]["type"] == kind)
+    return artifact
+
+
 def run_folder(home):
     (folder,) = home.glob("runs/*/")
     return folder
@@ -52,7 +66,7 @@ def refused(tmp_path_factory):
     with serve() as fake:
         fake.refuses = True
         process = start(home, fake.url)
-        _, err = process.communicate(timeout=200)
+        _, err = process.communicate(timeout=550)
     return process.returncode, err, home
 
 
@@ -73,17 +87,19 @@ def test_an_offline_run_reads_back_as_its_record_and_names_no_key_host_path_or_v
     folder = run_folder(home)
     record = json.loads((folder / "result.json").read_text())
     (log,) = folder.glob("wandb/offline-run-*")
-    command = [Path(sys.executable).parent / "wandb", "leet", "inspect", "--json", log]
-    lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
-    rows = [one["history"]["item"] for one in map(json.loads, lines) if one["type"] == "history"]
+    told = inspected(log)
+    rows = [one["history"]["item"] for one in told if one["type"] == "history"]
     assert [r["train/loss"] for r in rows if "train/loss" in r] == pytest.approx(
         [entry["train/loss"] for entry in record["curve"]], abs=1e-4
     )
-    (config,) = (one["run"]["config"]["update"] for one in map(json.loads, lines) if one["type"] == "run")
+    (config,) = (one["run"]["config"]["update"] for one in told if one["type"] == "run")
     assert (config["seed"], config["commit"]) == (0, record["commit"])
     for path in [*log.glob("*.wandb"), *log.glob("files/**/*"), folder / "result.json", folder / "config.json"]:
         if path.is_file():
             content = path.read_bytes()
+            if path.suffix == ".wandb":  # it tells `wandb sync` where the weights and the confusion matrix are
+                assert content.count(str(folder).encode()) == 2
+                content = content.replace(str(folder).encode(), b"")
             assert [word for word in private(home) if word in content] == [], path
 
 
@@ -98,6 +114,8 @@ def test_an_offline_run_is_sent_later_by_wandb_sync(refused):
     assert done.returncode == 0, done.stderr
     assert set(fake.runs) == {folder.name}
     assert len([row for row in fake.rows[folder.name].values() if "train/loss" in row]) == 2
+    sent = json.dumps([fake.runs, fake.rows, fake.artifacts]).encode()
+    assert [word for word in private(home) if word in sent] == []
 
 
 @pytest.mark.slow
@@ -106,7 +124,7 @@ def test_a_killed_run_that_goes_on_continues_the_same_wandb_run(tmp_path):
     long = ["schedule.steps=8000", "schedule.block_steps=50", "checkpoint_every_s=0"]
     with serve() as fake:
         first = start(home, fake.url, *long)
-        end = time.monotonic() + 120
+        end = time.monotonic() + 550
         while not list(home.glob("runs/*/checkpoint.ckpt")):
             assert first.poll() is None, first.communicate()
             assert time.monotonic() < end
@@ -120,7 +138,7 @@ def test_a_killed_run_that_goes_on_continues_the_same_wandb_run(tmp_path):
         folder = run_folder(home)
         assert not (folder / "result.json").exists()
         second = start(home, fake.url, *long)
-        _, err = second.communicate(timeout=200)
+        _, err = second.communicate(timeout=550)
     assert second.returncode == 0, err
     assert "goes on from" in err
     assert set(fake.runs) == {folder.name}
@@ -139,20 +157,70 @@ def test_where_the_server_goes_away_in_mid_run_training_goes_on_and_one_line_say
     home = tmp_path / "home"
     with serve() as fake:
         process = start(home, fake.url, "schedule.steps=600", "schedule.block_steps=20", "checkpoint_every_s=0")
-        end = time.monotonic() + 120
+        end = time.monotonic() + 550
         while not list(home.glob("runs/*/checkpoint.ckpt")):
             assert process.poll() is None, process.communicate()
             assert time.monotonic() < end
             time.sleep(0.01)
         assert fake.runs
         fake.down = True
-        _, err = process.communicate(timeout=200)
+        _, err = process.communicate(timeout=550)
     assert process.returncode == 0, err
     assert "Traceback" not in err
     assert len([line for line in err.splitlines() if line.startswith("W&B: ")]) == 1, err
     folder = run_folder(home)
     assert json.loads((folder / "result.json").read_text())["status"] == "finished"
     assert list(folder.glob("wandb/run-*/*.wandb"))
+
+
+def test_a_finished_run_sends_its_answers_and_its_weights_under_an_alias(refused):
+    _, _, home = refused
+    folder = run_folder(home)
+    record = json.loads((folder / "result.json").read_text())
+    (log,) = folder.glob("wandb/offline-run-*")
+    told = inspected(log)
+    (run,) = (one["run"] for one in told if one["type"] == "run")
+    assert (run["job_type"], run["run_group"], run["tags"]) == ("train", "mnist_st_fcn_affine", ["smoke"])
+    weights = told_artifact(told, "model")
+    assert [entry["path"] for entry in weights["manifest"]["contents"]] == ["weights.safetensors"]
+    assert weights["name"] == "mnist_st_fcn_affine-r-smoke"
+    assert {"seed0", record["id"][-10:]} <= {*weights["aliases"]}
+    (table,) = log.glob("files/media/table/test/confusion*.json")
+    counts = json.loads(table.read_text())["data"]
+    assert len(counts) == 100
+    right = sum(n for truth, predicted, n in counts if truth == predicted)
+    assert 100 - right / 100 == pytest.approx(record["metrics"]["test/error"], abs=1e-3)
+    (worst,) = (one["history"]["item"] for one in told
+                if one["type"] == "history" and "test/worst.captions" in one["history"]["item"])  # fmt: skip
+    assert len(list(log.glob("files/media/images/test/worst*"))) == len(worst["test/worst.captions"]) == 16
+    assert all(", not " in text for text in worst["test/worst.captions"])
+
+
+ROW = {"table": "table1"}
+CELL = {"experiment": "mnist_st_cnn_tps", "schedule": "fast", "smoke": False, "synthetic": False, "overrides": [],
+        "config": {"data": {"distortion": {"name": "rts"}}}, "metrics": {"test/error": 0.9}}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("words", "table"),
+    [
+        (["experiment=mnist_st_cnn_tps", "data/distortion=rts", "schedule=fast"], "table1"),  # alone
+        (["table=table1", "experiment=mnist_st_cnn_tps", "data/distortion=rts"], "table1"),  # in a sweep
+        (["experiment=mnist_st_cnn_tps", "model.kernel=nearest"], None),  # another experiment
+        (["experiment=mnist_st_cnn_tps", "data.test_split=valid"], None),  # not of the test set
+    ],
+)
+def test_a_cell_stands_in_its_table_whether_it_is_run_alone_or_in_a_sweep(words, table):
+    found = wandb_run.table_of(CELL | {"overrides": words}, ROW)
+    assert (found and found.name) == table
+
+
+def test_a_cell_has_the_paper_s_figure_and_the_difference_beside_its_own():
+    assert wandb_run.figures(CELL, ROW) == {"figure/RTS": 0.9, "paper": 0.5, "ours - paper": 0.4}
+    assert wandb_run.figures(CELL | {"synthetic": True}, ROW) == {"figure/RTS": 0.9}
+    assert wandb_run.figures(CELL | {"smoke": True}, ROW) == {}
+    assert wandb_run.figures(CELL | {"metrics": {}}, ROW) == {}
+    assert wandb_run.figures(CELL, None) == {}
 
 
 # --- dashboards, sweeps
@@ -181,8 +249,20 @@ def test_the_dashboard_of_a_table_shows_its_runs_and_our_figures_against_the_pap
     shown = json.loads(capsys.readouterr().out)
     text = json.dumps(shown)
     assert shown["workspace"]["entity"] == shown["report"]["entity"] == "someone"
-    assert shown["workspace"]["runset_settings"]["filters"] == f"Metric(\"Group\") == '{table}'"
-    assert f'"filters": "Group == \'{table}\'"' in json.dumps(shown["report"])
+    known = yaml.safe_load((ROOT / f"conf/table/{table}.yaml").read_text())["table"]
+    columns = list(known["columns"].values())
+    filters = shown["workspace"]["runset_settings"]["filters"]
+    assert f"'{table}'" in filters
+    assert f'Config("column") in {columns}' in filters
+    assert 'Config("schedule_name") == ' in filters
+    figures, curves = (section["panels"] for section in shown["workspace"]["sections"][:2])
+    assert [panel["metrics"] for panel in figures] == [[f"figure/{column}"] for column in columns]  # one a column
+    cells = len(known["rows"]) * len(columns)
+    assert {panel["max_runs_to_show"] for panel in curves} == {cells}  # each cell is one group, and none is left out
+    grids = [block for block in shown["report"]["blocks"] if "runsets" in block]
+    assert len(grids) == len(columns)
+    for grid, column in zip(grids, columns, strict=True):
+        assert f"Config('column') == '{column}'" in grid["runsets"][0]["filters"]
     assert (", ours / paper" in text) == (table not in ("3d", "uses"))  # of which the paper has no figures
     for key in logged:
         assert f'"{key}"' in text
@@ -213,7 +293,7 @@ def test_a_sweep_file_is_one_that_wandb_takes_and_its_command_composes(file):
         cfg = compose("config", overrides)
     assert cfg.schedule.localisation_lr == 0.03
     assert cfg.budget == 150_000
-    assert yaml.safe_load((ROOT / "conf/logger/wandb.yaml").read_text())["project"] == sweep["project"]
+    assert yaml.safe_load((ROOT / "conf/logger/wandb.yaml").read_text())["wandb"]["project"] == sweep["project"]
 
 
 @pytest.mark.skipif(not find_spec("optuna"), reason="optuna is an extra that is not installed")

@@ -10,13 +10,10 @@ from composing import compose
 
 from stn.experiments import build
 from stn.experiments.training.engine import Training
-from stn.experiments.training.run import schedule_of
+from stn.experiments.training.job import schedule_of
 
 ROOT = Path(__file__).parents[2]
-GPU = pytest.param(
-    "cuda",
-    marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="PyTorch sees no CUDA device")],
-)
+GPU = pytest.param("cuda", marks=pytest.mark.gpu)
 EXPERIMENTS = sorted(file.stem for file in (ROOT / "conf/experiment").glob("*.yaml"))
 BITS = {  # ST-FCN, ST-CNN, addition: what has to be equal to the last bit
     "mnist_st_fcn_affine": ["data/distortion=rts"],

@@ -6,7 +6,7 @@ import pytest
 from cells import ROOT
 from composing import compose
 
-from stn.experiments.training import run
+from stn.experiments.training.job import run
 
 CELLS = {"mnist_fcn": "r", "mnist_st_fcn_affine": "rts", "mnist_cnn": "e"}
 STEPS, IMAGES, SIGMAS = 1500, 10_000, 5
@@ -27,7 +27,7 @@ def test_errors_are_the_cpu_s_within_noise(device, experiment, tmp_path):
             f"schedule.steps={steps}", "schedule.block_steps=20", f"device={where}", "logger=none", "progress=false",
             "pictures=0", f"runs_dir={tmp_path / str(len(errors))}", f"data.root={ROOT / 'data'}",
         )  # fmt: skip
-        errors.append(run.run(config, [])["metrics"]["test/error"])
+        errors.append(run(config, [])["metrics"]["test/error"])
     mean = sum(errors) / 200
     noise = 100 * math.sqrt(2 * mean * (1 - mean) / IMAGES) + SPREAD * 100 * mean
     assert abs(errors[0] - errors[1]) < SIGMAS * noise, errors

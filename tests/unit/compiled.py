@@ -12,6 +12,7 @@ from stn import (
     SpatialTransformer,
     ThinPlateSpline,
     fully_connected,
+    trace,
 )
 from stn import regular_grid as grid
 
@@ -32,8 +33,14 @@ for transform in (Affine(), Projective(), ThinPlateSpline(), Attention(), Simila
     other = torch.rand(3, 1, *(n + 5 for n in sides))
     torch.testing.assert_close(program.module()(other), network(other))
     assert type(grid(u.shape[2:])) is type(grid(other.shape[2:])) is torch.Tensor
-    torch._dynamo.reset()
+    torch.compiler.reset()
 
 network = SpatialTransformer(fully_connected((1, 8, 9), spline := ThinPlateSpline()), spline, (5, 6))
 program = torch.export.export(network, (u := torch.rand(2, 1, 8, 9),), strict=True)
 torch.testing.assert_close(program.module()(u), network(u))
+
+compiled, inputs = torch.compile(nn.Sequential(network), backend="eager"), (torch.rand(2, 1, 8, 9) for _ in range(2))
+for u in inputs:  # before and after its first run
+    (warp,) = trace(compiled, u)
+    assert warp.u is u
+    torch.testing.assert_close(warp.v, compiled(u))

@@ -4,8 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from stn import Affine3d, Attention, SpatialTransformer, trace
-from stn.draw import window
+from stn import Affine3d, Attention, SpatialTransformer, draw_window, trace
 
 
 class Looking(nn.Module):
@@ -27,7 +26,7 @@ def warp_of(theta, u, transform=None):
 def test_the_outline_is_where_the_window_lies():
     u = torch.zeros(2, 1, 28, 28)
     u[:, :, 12:16, 12:16] = 1
-    picture = window(warp_of((0.5, 0.25, 0.0), u), 112)
+    picture = draw_window(warp_of((0.5, 0.25, 0.0), u), 112)
     assert picture.shape == (2, 3, 112, 224)
     red = (picture[0, 0] == 1) & (picture[0, 1:] == 0).all(0)
     y, x = red.nonzero().unbind(1)
@@ -41,18 +40,18 @@ def test_the_outline_is_where_the_window_lies():
 def test_v_stands_beside_u():
     u = torch.rand(1, 3, 14, 14)
     warp = warp_of((0.5, 0.0, 0.0), u)
-    picture = window(warp, 28)
+    picture = draw_window(warp, 28)
     torch.testing.assert_close(picture[..., 28:], warp.v.repeat_interleave(2, 2).repeat_interleave(2, 3))
 
 
 def test_a_window_out_of_the_image_or_of_nan_leaves_u_as_it_is():
     u = torch.rand(1, 1, 14, 14)
     for theta in ((0.5, 3.0, 0.0), (torch.nan, 0.0, 0.0)):
-        picture = window(warp_of(theta, u), 14)
+        picture = draw_window(warp_of(theta, u), 14)
         torch.testing.assert_close(picture[..., :14], u.expand(-1, 3, -1, -1))
 
 
 def test_a_volume_is_refused_in_one_line():
     warp = warp_of(Affine3d.identity, torch.rand(1, 1, 4, 4, 4), Affine3d())
     with pytest.raises(ValueError, match=r"^a window is drawn on images \(B, 1 or 3, H, W\), got u \(1, 1, 4, 4, 4\)$"):
-        window(warp)
+        draw_window(warp)

@@ -7,16 +7,13 @@ import torch
 from torch import nn
 
 import stn
-from stn.draw import window
 
-NAMES = {name: getattr(stn, name) for name in stn.__all__} | {
-    "Regression.from_linear": stn.Regression.from_linear, "draw.window": window,
-}  # fmt: skip
+NAMES = {name: getattr(stn, name) for name in stn.__all__} | {"Regression.from_linear": stn.Regression.from_linear}
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_example_of_a_public_name_runs(name):
-    globs = {"torch": torch, "nn": nn, "window": window} | {each: getattr(stn, each) for each in stn.__all__}
+    globs = {"torch": torch, "nn": nn} | {each: getattr(stn, each) for each in stn.__all__}
     examples = doctest.DocTestParser().get_doctest(NAMES[name].__doc__, globs, name, None, 0)
     assert examples.examples, f"{name} has no example"
     said: list[str] = []

@@ -13,6 +13,7 @@ from stn import (
     Projective,
     Regression,
     Rotation,
+    Similarity,
     SpatialTransformer,
     ThinPlateSpline,
     Translation,
@@ -126,6 +127,32 @@ def test_a_scale_a_size_and_fixed_entries_are_part_of_the_state():
             here.load_state_dict(there.state_dict())
 
 
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: Similarity(16 / 9),
+        lambda: LinearForm((602, 3)),
+        lambda: Translation(1.77),
+        lambda: Regression(7, Attention(), (2.3, 1 / 3, 0.0)),
+    ],
+)
+@pytest.mark.parametrize("cast", [torch.nn.Module.bfloat16, torch.nn.Module.half, torch.nn.Module.double])
+def test_a_module_takes_its_own_state_whatever_its_dtype(build, cast):
+    module = build()
+    module.load_state_dict(cast(build()).float().state_dict())
+    module.load_state_dict({key: value.bfloat16() for key, value in build().state_dict().items()})
+    cast(module).load_state_dict(module.state_dict())
+
+
+def test_a_state_without_what_is_fixed_is_refused():
+    for module in (Translation(0.5), LinearForm((4, 6))):
+        state = {key: value for key, value in module.state_dict().items() if key != "fixed"}
+        with pytest.raises(RuntimeError, match=r'Missing key\(s\) in state_dict: "fixed"'):
+            module.load_state_dict(state)
+    with pytest.raises(RuntimeError, match=r"fixed is \(1\.0, 0\.0, 3\.0, 0\.0\) in the state, but \(1\.0, 0\.0\)"):
+        Constrained(Affine(), {1: 0.0}).load_state_dict(Constrained(Affine(), {1: 0.0, 3: 0.0}).state_dict())
+
+
 def test_an_older_state_is_completed_where_asked_for():
     network = SpatialTransformer(fully_connected((1, 4, 4), Translation(0.5)), Translation(0.5))
     older = {key: value for key, value in network.state_dict().items() if not key.endswith(("identity", "fixed"))}
@@ -148,15 +175,27 @@ def test_a_network_built_on_meta_gives_what_its_state_gave():
     assert torch.equal(empty(u), network(u))
 
 
-def test_resetting_every_module_gives_the_identity_again():
-    network = fully_connected((1, 4, 4), Affine())
+@pytest.mark.parametrize(
+    "build",
+    [Affine, lambda: Translation(0.5), lambda: Similarity(2.0), lambda: LinearForm((4, 6), 1), ThinPlateSpline],
+)
+def test_a_network_built_on_meta_and_reset_is_a_new_one(build):
+    def network():
+        transform = build()
+        return SpatialTransformer(fully_connected((1, 4, 6), transform), transform)
+
+    with torch.device("meta"):
+        empty = network()
+    empty = empty.to_empty(device="cpu")
     with torch.no_grad():
-        for tensor in (*network.parameters(), *network.buffers()):
+        for tensor in (*empty.parameters(), *empty.buffers()):
             tensor.fill_(torch.nan)
-    for module in network.modules():
+    for module in empty.modules():
         if hasattr(module, "reset_parameters"):
             module.reset_parameters()
-    assert torch.equal(network(torch.rand(2, 1, 4, 4)), torch.tensor([Affine.identity] * 2))
+    u, new = torch.rand(2, 1, 4, 6), network()
+    torch.testing.assert_close(empty(u), new(u))
+    new.load_state_dict(empty.state_dict())
 
 
 def test_theta_is_float32_under_autocast_and_not_rounded_on_the_way():

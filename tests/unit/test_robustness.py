@@ -23,6 +23,7 @@ from stn import (
     SpatialTransformer,
     ThinPlateSpline,
     Translation,
+    aligned_corners_factors,
     fully_connected,
     regular_grid,
     sample,
@@ -188,6 +189,9 @@ def test_traces_at_the_same_time_mix_nothing_up():
         (lambda: Regression(5, Affine), r"write Affine\(\)$"),
         (lambda: fully_connected((1, 4, 4), ThinPlateSpline), r"write ThinPlateSpline\(\)$"),
         (lambda: ThinPlateSpline(4.0), r"needs k >= 2 control points per side, got k = 4\.0$"),
+        (lambda: LinearForm((4, 4), -1), r"^LinearForm needs a whole number of extra rows, 0 or more, got -1$"),
+        (lambda: Projective(0.0), r"^min_z, the least depth of a point in front of the camera, .*, got 0\.0$"),
+        (lambda: aligned_corners_factors(Affine, (5, 5), (5, 5)), r"write Affine\(\)$"),
         (lambda: LinearForm(14), r"^LinearForm needs a size of 2 positive numbers, got 14$"),
         (lambda: Similarity(0.0), r"^the aspect is W / H of the image, a positive number, got 0\.0$"),
         (lambda: Constrained(Affine(), {6: 0.0}), r"^Affine has the entries 0 to 5, .*: cannot fix \[6\]$"),
@@ -253,6 +257,20 @@ def test_a_rotation_with_the_aspect_is_one_in_pixels(transform):
 
 
 @pytest.mark.filterwarnings("ignore:.*jit.script.*")
+def test_a_localisation_is_traced_by_fx_and_refused_by_script(monkeypatch):
+    monkeypatch.setattr(config, "jaxtyping_disable", True)  # as in production, where signatures are not checked
+    network, u = fully_connected((1, 4, 4), Affine()), torch.rand(2, 1, 4, 4)
+    nn.init.normal_(network[-1].weight)
+    graph = torch.fx.symbolic_trace(network)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert graph(u).dtype == torch.float32
+        assert torch.equal(graph(u), network(u))
+    with pytest.raises(TypeError, match=r"^torch\.jit\.script cannot compile a Regression: use torch\.export") as error:
+        torch.jit.script(network)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.filterwarnings("ignore:.*jit.script.*")
 def test_fx_and_script_say_what_to_use():
     network = nn.Sequential(SpatialTransformer(fully_connected((1, 4, 4), Affine()), Affine()))
     with pytest.raises(TypeError, match=r"^torch\.jit\.script cannot compile .*: use torch\.export") as error:
@@ -291,7 +309,7 @@ def test_the_legacy_exporter_and_jit_trace_take_transforms(transform, monkeypatc
     torch.testing.assert_close(torch.jit.trace(network, (u,))(u), network(u))
 
 
-def test_weight_norm_of_a_regression_is_nan_as_its_docstring_says():
-    layer = nn.utils.parametrizations.weight_norm(Regression(5, Affine()))
-    assert layer(torch.rand(1, 5)).isnan().all()
-    assert "`weight_norm` on it gives nan" in Regression.__doc__
+def test_norms_of_a_regression_are_nan_as_its_docstring_says():
+    for norm in (nn.utils.parametrizations.weight_norm, nn.utils.parametrizations.spectral_norm):
+        assert norm(Regression(5, Affine()))(torch.rand(1, 5)).isnan().all()
+    assert "`weight_norm` and `spectral_norm` on it give nan" in Regression.__doc__

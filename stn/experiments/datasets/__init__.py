@@ -1,5 +1,6 @@
 """The data sets by the names that `data.name` takes; a module is imported only when its data set is asked for."""
 
+DIGIT_PX = 28  # the side of a digit of MNIST
 DATA_SETS = {  # name: module below this folder, and its class
     "mnist": "mnist:DistortedMnist",
     "addition": "addition:MnistAddition",

@@ -8,8 +8,10 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Generator, Tensor
 
-from stn.experiments.datasets.distortions import DIGIT_PX, Clutter, is_finite
+from stn.experiments.datasets import DIGIT_PX
+from stn.experiments.datasets.clutter import Clutter
 from stn.experiments.datasets.mnist import DistortedMnist, checksum, load_digits
+from stn.experiments.rules import below, require, whole
 
 REVISION = 1  # raise it when a change alters an image, a label or how they are drawn
 CANVAS_PX = 84
@@ -97,10 +99,8 @@ class CommonDigit:
             ("patches", patches, 0, 1000), ("images", images, 2, 60_000), ("random_crops", random_crops, 1, 1000),
             ("seed", seed, 0, 2**32 - 1),
         ):  # fmt: skip
-            if type(value) is not int or not least <= value <= most:
-                raise ValueError(f"data.{key}={value!r} has to be a whole number, {least} or more, up to {most:,}")
-        if not is_finite(shift_std_px) or not 0 <= shift_std_px < CANVAS_PX:
-            raise ValueError(f"data.shift_std_px={shift_std_px!r} has to be a number of px, 0 or more")
+            require(whole(least, most), f"data.{key}", value)
+        require(below(CANVAS_PX), "data.shift_std_px", shift_std_px)
         if not isinstance(box, str) or box not in ("square", "ink"):
             raise ValueError(f"unknown data.box={box!r}: choose square or ink")
         return cls.in_shape

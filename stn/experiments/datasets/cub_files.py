@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from stn.experiments.datasets.fetch import Unwritable, download, manifest, sha256
+from stn.experiments.datasets.fetch import download, manifest, sha256
 from stn.experiments.datasets.photos import Listing
+from stn.experiments.errors import Unwritable
 
 log = logging.getLogger(__name__)
 FOLDER = "CUB_200_2011"  # in the archive and below data/cub
@@ -128,7 +129,7 @@ def _download(archive: Path, file: dict[str, Any], mirrors: list[str]) -> None:
             log.info("%s", error)
     raise FileNotFoundError(
         f"{archive} is missing, and {' nor '.join(mirrors)} did not give the right bytes: put the archive there "
-        f"yourself and run `make data-cub`, or train on drawn birds with data=synthetic_birds"
+        f"yourself and run `make data-cub`, or train on synthetic birds with data=synthetic_birds"
     )
 
 

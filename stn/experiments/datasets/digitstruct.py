@@ -17,6 +17,8 @@ import h5py
 import numpy as np
 from tqdm import tqdm
 
+from stn.experiments.errors import one_line
+
 DOUBLE = np.dtype(np.float64)
 REFERENCE = h5py.h5t.py_create(h5py.ref_dtype)
 FIELDS = ("left", "top", "width", "height", "label")
@@ -47,14 +49,16 @@ def read(path: Path, progress: bool = True) -> list[Number]:
                     found += numbers
                     bar.update(len(numbers))
         return found
-    except BrokenProcessPool:  # no fault of the file: they import the script that was started
-        raise ValueError(
-            f"{path} has more than {PART} records, which processes read: "
-            'call this below `if __name__ == "__main__":` of your script, with memory for all cores'
-        ) from None
     except (OSError, KeyError, ValueError, TypeError, RuntimeError, AttributeError) as error:
-        why = " ".join(str(error).split())
-        raise ValueError(f"{path} is no digitStruct.mat, or a damaged one ({why}): fetch its archive again") from None
+        # no fault of the file: the processes import the script that was started, and so come here themselves
+        if isinstance(error, BrokenProcessPool) or "bootstrapping phase" in str(error):
+            raise ValueError(
+                f"{path} has more than {PART} records, which processes read: "
+                'call this below `if __name__ == "__main__":` of your script, with memory for all cores'
+            ) from None
+        raise ValueError(
+            f"{path} is no digitStruct.mat, or a damaged one ({one_line(error)}): fetch its archive again"
+        ) from None
 
 
 PART = 5000  # records that one process reads at a time

@@ -1,12 +1,11 @@
-"""The distortions of Sect. 4.1 and A.4, as batched tensor code on the device of the digits.
+"""The distortions of Sect. 4.1 and A.4 by name, as batched tensor code on the device of the digits.
 
-A geometric distortion is drawn (`draw`: the parameters of n images) and then applied as one sampling grid per image
-(`source`: where in the 28 x 28 digit every pixel of the canvas lies).  Coordinates are normalised to [-1, 1], and
-lengths in pixels are those of the undistorted digit, whose half side is 14 px.  All ranges are configuration
-(conf/data/distortion): a distortion is an object that holds them.
+All but TC (`clutter.py`) are geometric: parameters are drawn (`draw`, for n images) and then applied as one sampling
+grid per image (`source`: where in the 28 x 28 digit every pixel of the canvas lies).  Coordinates are normalised to
+[-1, 1], and lengths in pixels are those of the undistorted digit, whose half side is 14 px.  All ranges are
+configuration (conf/data/distortion): a distortion is an object that holds them.
 """
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields
@@ -14,17 +13,17 @@ from functools import lru_cache
 from typing import Any, Literal, Protocol, get_args, get_origin, runtime_checkable
 
 import torch
-import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Float, Int, UInt8
 from torch import Generator, Tensor
 
+from stn.experiments.datasets import DIGIT_PX
+from stn.experiments.datasets.clutter import Clutter, Params
+from stn.experiments.rules import FLAG, Rule, is_finite, number, require, whole
 from stn.matrices import inverse_3x3
 from stn.sampler import regular_grid, sample
 from stn.transforms import Affine, ThinPlateSpline, perspective
 
-DIGIT_PX = 28
 HALF_PX = DIGIT_PX / 2
-Params = dict[str, Tensor]
 Range = tuple[float, float]
 
 
@@ -41,8 +40,8 @@ class Distortion(Protocol):
 
 @lru_cache(maxsize=32)
 @torch.inference_mode(False)  # the cache outlives it
-def constant(values: tuple[Any, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """A tensor of these values, copied to its device once: a step copies nothing from the host."""
+def copied_once(values: tuple[Any, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A tensor of these values, kept on its device: a step copies nothing from the host."""
     return torch.tensor(values, dtype=dtype, device=device)
 
 
@@ -139,7 +138,7 @@ class Projection(Geometric):
     def source(self, params: Params) -> Float[Tensor, "b n 2"]:
         """The homography that takes the moved corners back to the digit's."""
         scale = params["scale"]
-        corners = constant(CORNERS, scale.dtype, scale.device)
+        corners = copied_once(CORNERS, scale.dtype, scale.device)
         moved = scale[:, None, None] * corners + params["corners_px"] / HALF_PX
         forward = _square_to_quad(moved)
         # Z is 1 at the centre of the digit: it lies in front even where the moved corners are not convex any more
@@ -159,7 +158,7 @@ def _square_to_quad(quad: Float[Tensor, "b 4 2"]) -> Float[Tensor, "b 3 3"]:
     h = ((d1[:, 0] * s[:, 1] - s[:, 0] * d1[:, 1]) / det)[:, None]
     columns = [torch.cat([p1 - p0 + g * p1, g], 1), torch.cat([p3 - p0 + h * p3, h], 1)]
     columns.append(torch.cat([p0, torch.ones_like(g)], 1))
-    return torch.stack(columns, dim=2) @ constant(TO_UNIT, quad.dtype, quad.device)
+    return torch.stack(columns, dim=2) @ copied_once(TO_UNIT, quad.dtype, quad.device)
 
 
 ELASTIC_SPLINE = ThinPlateSpline(4)
@@ -202,99 +201,9 @@ class Elastic(Geometric):
         points s c_i is the one through c_i, read at p / s.
         """
         scale, extent = params["scale"], EXTENT[self.control]
-        control = extent * constant(ELASTIC_SPLINE.identity, scale.dtype, scale.device)
+        control = extent * copied_once(ELASTIC_SPLINE.identity, scale.dtype, scale.device)
         theta = (control + params["control_px"].flatten(1) / HALF_PX) / scale[:, None]
         return ELASTIC_SPLINE(theta, _stretched_grid(self.canvas_px, extent, theta.dtype, theta.device))
-
-
-@dataclass(frozen=True)
-class Clutter:
-    """TC: the digit at a uniformly random whole-pixel place, plus `patches` random crops of other digits.
-
-    Where they overlap a pixel is the `maximum`, or the `sum` clipped to 255, or the crop's, which then covers the digit
-    and the crops before it (`overwrite`).  A crop is any patch_px x patch_px window of a digit, so many are partly or
-    wholly black; without `blank` it is any window that has ink.
-    """
-
-    canvas_px: int
-    patches: int
-    patch_px: int
-    overlap: Literal["maximum", "sum", "overwrite"] = "maximum"
-    blank: bool = True
-
-    def draw(self, n: int, generator: Generator, num_digits: int) -> Params:
-        """place (n, 2) of the digit; patch_digit (n, K), patch_crop, patch_place (n, K, 2); x then y, in px."""
-
-        def whole(high: int, *shape: int) -> Tensor:
-            return torch.randint(high, (n, *shape), generator=generator, device=generator.device)
-
-        return {
-            "place": whole(self.canvas_px - DIGIT_PX + 1, 2),
-            "patch_digit": whole(num_digits - 1, self.patches),
-            "patch_crop": whole(DIGIT_PX - self.patch_px + 1, self.patches, 2),
-            "patch_place": whole(self.canvas_px - self.patch_px + 1, self.patches, 2),
-        }
-
-    def compose(
-        self, digits: UInt8[Tensor, "d 28 28"], index: Int[Tensor, " b"], params: Params
-    ) -> UInt8[Tensor, "b s s"]:
-        """The canvases of digits[index]; patch_digit counts on from the image's own digit, never its clutter."""
-        n, flat = len(index), digits.flatten(1)
-        canvas = digits.new_zeros(n, self.canvas_px**2)
-        window = _window(DIGIT_PX, self.canvas_px, digits.device)
-        canvas.scatter_(1, _offset(params["place"], self.canvas_px) + window, flat[index])
-        inside = _window(self.patch_px, DIGIT_PX, digits.device)
-        crop = flat[_other(index, params, digits)[..., None], _offset(params["patch_crop"], DIGIT_PX) + inside]
-        onto = _offset(params["patch_place"], self.canvas_px) + _window(self.patch_px, self.canvas_px, digits.device)
-        return self._merge(canvas, onto, crop).unflatten(1, (self.canvas_px, self.canvas_px))
-
-    def _merge(
-        self, canvas: UInt8[Tensor, "b s2"], onto: Int[Tensor, "b k p2"], crop: UInt8[Tensor, "b k p2"]
-    ) -> UInt8[Tensor, "b s2"]:
-        if self.overlap == "maximum":
-            return canvas.scatter_reduce_(1, onto.flatten(1), crop.flatten(1), reduce="amax")
-        if self.overlap == "sum":
-            whole = canvas.int().scatter_add_(1, onto.flatten(1), crop.flatten(1).int())
-            return whole.clamp_(max=255).to(canvas.dtype)
-        for k in range(self.patches):  # one after the other: which of two values a scatter keeps is not defined
-            canvas.scatter_(1, onto[:, k], crop[:, k])
-        return canvas
-
-    def apply(
-        self,
-        digits: UInt8[Tensor, "d 28 28"],
-        index: Int[Tensor, " b"],
-        generator: Generator,
-        dtype: torch.dtype = torch.float32,
-    ) -> Float[Tensor, "b 1 s s"]:
-        """digits[index], each on a canvas with fresh clutter, in [0, 1]."""
-        params = self.draw(len(index), generator, len(digits))
-        if not self.blank:
-            params["patch_crop"] = self._inked_crop(digits[_other(index, params, digits)], generator)
-        return self.compose(digits, index, params)[:, None].to(dtype) / 255
-
-    def _inked_crop(self, others: UInt8[Tensor, "b k 28 28"], generator: Generator) -> Int[Tensor, "b k 2"]:
-        """For each digit the place of one of its windows with ink, each as likely as the next."""
-        inked: Bool[Tensor, "b k n n"] = F.max_pool2d(others.float(), self.patch_px, 1) > 0
-        flat = inked.flatten(2)
-        chance = 1 - torch.rand(flat.shape, generator=generator, device=flat.device)  # above 0
-        chosen = (chance * flat).argmax(2)
-        return torch.stack([chosen % inked.shape[3], chosen // inked.shape[3]], dim=2)
-
-
-def _other(index: Int[Tensor, " b"], params: Params, digits: Tensor) -> Int[Tensor, "b k"]:
-    """The digits that the clutter of digits[index] is cropped from."""
-    return (index[:, None] + 1 + params["patch_digit"]) % len(digits)
-
-
-def _window(side: int, stride: int, device: torch.device) -> Tensor:
-    """Flat indices of a side x side window at the top left of an image whose rows are `stride` long."""
-    line = torch.arange(side, device=device)
-    return (line[:, None] * stride + line).flatten()
-
-
-def _offset(corner: Tensor, stride: int) -> Tensor:
-    return (corner[..., 1] * stride + corner[..., 0])[..., None]
 
 
 KINDS: dict[str, type] = {
@@ -328,42 +237,25 @@ def build(config: Mapping[str, Any] | Distortion | str) -> Any:
 
 def _checked(key: str, value: Any, wanted: Any) -> Any:
     """The value of a key in the type of its field."""
-    if wanted == Range:
-        fits = isinstance(value, list | tuple) and len(value) == 2 and all(map(is_finite, value))
-        if not fits or not SCALES[0] <= value[0] <= value[1] <= SCALES[1]:
-            raise ValueError(
-                f"data.distortion.{key}={value} has to be two numbers above 0, low then high, "
-                f"from {SCALES[0]} to {SCALES[1]}"
-            )
-        return tuple(map(float, value))
     if get_origin(wanted) is Literal:
         if not isinstance(value, str) or value not in get_args(wanted):
             raise ValueError(f"unknown data.distortion.{key}={value!r}: choose one of {', '.join(get_args(wanted))}")
         return value
-    if wanted is bool:
-        if not isinstance(value, bool):
-            raise ValueError(f"data.distortion.{key}={value!r} has to be true or false")
-        return value
-    if wanted is int:
-        least = LEAST.get(key, 0)
-        if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= MOST:
-            raise ValueError(f"data.distortion.{key}={value!r} has to be a whole number, {least} or more, up to {MOST}")
-        if key == "patch_px" and value > DIGIT_PX:
-            raise ValueError(f"data.distortion.{key}={value} has to be {DIGIT_PX} at most, the side of a digit")
-        return value
-    if not is_finite(value) or not 0 <= value <= MOST:
-        raise ValueError(f"data.distortion.{key}={value!r} has to be a number, 0 or more, up to {MOST}")
-    return float(value)
+    rules = {Range: SCALES, bool: FLAG, int: whole(*WHOLE.get(key, (0, MOST))), float: number(0, MOST)}
+    require(rules[wanted], f"data.distortion.{key}", value)
+    if wanted == Range:
+        return tuple(map(float, value))
+    return float(value) if wanted is float else value
 
 
-def is_finite(value: Any) -> bool:
-    """Whether a value is a finite number, and neither true nor false."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and -math.inf < value < math.inf
+def _is_scale(value: Any) -> bool:
+    pair = isinstance(value, list | tuple) and len(value) == 2 and all(map(is_finite, value))
+    return pair and 0.01 <= value[0] <= value[1] <= 100
 
 
 MOST = 1024  # px, degrees and crops: beyond it nothing is to be seen
-SCALES = 0.01, 100
-LEAST = {"canvas_px": DIGIT_PX, "patch_px": 1}  # of the whole numbers
+WHOLE = {"canvas_px": (DIGIT_PX, MOST), "patch_px": (1, DIGIT_PX)}  # least and most of whole numbers
+SCALES = Rule(_is_scale, "two numbers above 0, low then high, from 0.01 to 100")
 FROZEN_CHUNK = 1000  # part of what a frozen test set is: the generator is asked for as many images at a time
 
 

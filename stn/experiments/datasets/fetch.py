@@ -16,12 +16,11 @@ import tempfile
 import time
 import urllib.request
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
+from stn.experiments.errors import Unwritable, writing
 from stn.experiments.yaml_files import read_yaml
 
 log = logging.getLogger(__name__)
@@ -33,10 +32,6 @@ GZIP = b"\x1f\x8b"  # how every archive begins, and no login page
 
 class Refused(OSError):
     """What a server sends is not the file."""
-
-
-class Unwritable(OSError):
-    """This machine's disk is full, or not ours to write to."""
 
 
 def sha256(path: Path) -> str:
@@ -174,15 +169,6 @@ def _check_announced(headers: Any, size: int, start: int) -> None:
         raise Refused(f"it offers {length} bytes of {size}")
     if headers.get_content_type() == "text/html":
         raise Refused("it offers a web page: is there a login to this network?")
-
-
-@contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Raise Unwritable, which names the path, for an error of the disk: that of a full one names none."""
-    try:
-        yield
-    except OSError as error:
-        raise Unwritable(f"cannot write {path}: {error.strerror or error}") from None
 
 
 def _state(path: Path, digest: str) -> str:

@@ -19,11 +19,14 @@ from jaxtyping import Bool, Float, Int, UInt8
 from PIL import Image, UnidentifiedImageError
 from torch import Generator, Tensor
 
+from stn.experiments.errors import one_line
+
 RESIZED = 256 / 224  # the image's shorter side in sides of the crop
 TEST_BATCH = 32
 LARGEST_PX = 4096  # side of a crop
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 Photo = UInt8[np.ndarray, "h w 3"]
+Points = Float[np.ndarray, "p 2"]  # (x, y): in px of a whole image, or in a crop's [-1, 1]
 
 
 @dataclass(frozen=True)
@@ -66,8 +69,8 @@ def decode(data: bytes) -> Image.Image:
         image = Image.open(io.BytesIO(data))
         image.load()
     except Exception as error:  # Pillow's decoders meet arbitrary bytes, and raise whatever they lead to
-        why = " ".join(str(error).split()) or type(error).__name__
-        raise ValueError("no image of a known kind" if isinstance(error, UnidentifiedImageError) else why) from None
+        unknown = isinstance(error, UnidentifiedImageError)
+        raise ValueError("no image of a known kind" if unknown else one_line(error)) from None
     return image
 
 
@@ -82,6 +85,7 @@ def load(path: Path) -> Photo:
 class Cropper(threading.local):
     """Shorter side to 256/224 of the crop's, then a random crop and flip, or the crop in the middle.
 
+    Points of the whole image come along to where they are in the crop, up to a pixel: a flip is about pixels' centres.
     One of its own per thread, since albumentations keeps its random state in the pipeline.
     """
 
@@ -92,17 +96,23 @@ class Cropper(threading.local):
 
         cv2.setNumThreads(0)  # the threads are ours: one image each
         resized = A.SmallestMaxSize(round(side_px * RESIZED), interpolation=cv2.INTER_AREA)
-        self.random = A.Compose([resized, A.RandomCrop(side_px, side_px), A.HorizontalFlip(p=0.5)])
-        self.middle = A.Compose([resized, A.CenterCrop(side_px, side_px)])
+        points = A.KeypointParams(format="xy", remove_invisible=False)
+        self.random = A.Compose(
+            [resized, A.RandomCrop(side_px, side_px), A.HorizontalFlip(p=0.5)], keypoint_params=points
+        )
+        self.middle = A.Compose([resized, A.CenterCrop(side_px, side_px)], keypoint_params=points)
+        self.side_px = side_px
 
-    def train(self, path: Path, seed: int) -> Photo:
+    def train(self, path: Path, seed: int, points: Points) -> tuple[Photo, Points]:
         self.random.set_random_seed(seed)
-        return self.random(image=load(path))["image"]
+        return self._cropped(self.random, path, points)
 
-    def test(self, path: Path) -> tuple[Photo, tuple[int, int]]:
-        """The crop, and (width, height) of the whole image."""
-        image = load(path)
-        return self.middle(image=image)["image"], (image.shape[1], image.shape[0])
+    def test(self, path: Path, points: Points) -> tuple[Photo, Points]:
+        return self._cropped(self.middle, path, points)
+
+    def _cropped(self, pipeline: Any, path: Path, points: Points) -> tuple[Photo, Points]:
+        crop = pipeline(image=load(path), keypoints=points)
+        return crop["image"], 2 * crop["keypoints"] / self.side_px - 1
 
 
 class Photos:
@@ -115,10 +125,12 @@ class Photos:
     classes: int = 1  # the listing says how many
     synthetic = False
     on_device = False
+    points: Float[np.ndarray, "n p 2"]  # of every image, in px; they follow the crops
 
     def __init__(self, listing: Listing, size_px: int, shrink: int | float = 1.0):
         self.in_shape = Photos.shape(size_px, shrink)
         self.listing = listing
+        self.points = np.zeros((len(listing.paths), 0, 2))
         self.classes = len(listing.classes)
         self.train, self.test = np.flatnonzero(listing.train), np.flatnonzero(~listing.train)
         for half, name in ((self.train, "training"), (self.test, "test")):
@@ -148,41 +160,43 @@ class Photos:
     def to(self, device: torch.device) -> None:
         """Nothing: the files stay on the disk, and `batch` puts each batch on its generator's device."""
 
-    def batch(self, n: int, generator: Generator) -> tuple[Float[Tensor, "b 3 s s"], Int[Tensor, " b"]]:
+    def batch(self, n: int, generator: Generator) -> tuple[Float[Tensor, "b c s s"], Int[Tensor, " b"]]:
         """n training examples, drawn with replacement, cropped and mirrored at random, on the generator's device."""
         if self.ahead is not None and self.ahead[0] is generator and self.ahead[1] == n:
             photos, label = self.ahead[2]
         else:
             photos, label = self._start(n, generator)
         self.ahead = (generator, n, self._start(n, generator))  # while the network takes its step
-        u = torch.from_numpy(np.stack([photo.result() for photo in photos]))
-        return _to_unit(u.to(generator.device)), label
+        return self.input(*_stacked(photos)).to(generator.device), label
 
     def _start(self, n: int, generator: Generator) -> tuple[list[Future], Tensor]:
         draws = torch.randint(2**31 - 1, (2, n), generator=generator, device=generator.device)
         index = self.train[(draws[0] % len(self.train)).cpu().numpy()]
         seeds = draws[1].tolist()
         photos = [
-            self.pool.submit(lambda i, seed: self.cropper.train(self.listing.paths[i], seed), i, seed)
+            self.pool.submit(lambda i, seed: self.cropper.train(self.listing.paths[i], seed, self.points[i]), i, seed)
             for i, seed in zip(index, seeds, strict=True)
         ]
         return photos, torch.from_numpy(self.listing.labels[index]).to(generator.device)
 
-    def test_batches(self) -> Iterator[tuple[Float[Tensor, "b 3 s s"], Any]]:
+    def test_batches(self) -> Iterator[tuple[Float[Tensor, "b c s s"], Any]]:
         """The test set in its order, each batch with its `target`."""
         following: list[Future] = []
         for start in [*range(0, len(self.test), TEST_BATCH), len(self.test)]:
             running, following = following, [
-                self.pool.submit(lambda i: self.cropper.test(self.listing.paths[i]), i)
+                self.pool.submit(lambda i: self.cropper.test(self.listing.paths[i], self.points[i]), i)
                 for i in self.test[start : start + TEST_BATCH]
             ]  # fmt: skip
             if running:
-                photos, sizes = zip(*(future.result() for future in running), strict=True)
-                part = slice(start - len(running), start)
-                yield _to_unit(torch.from_numpy(np.stack(photos))), self.target(part, np.array(sizes))
+                u, points = _stacked(running)
+                yield self.input(u, points), self.target(slice(start - len(running), start), points)
 
-    def target(self, part: slice, sizes: Int[np.ndarray, "b 2"]) -> Any:
-        """What the objective's test reads of this part of the test set, whose images have these (width, height)."""
+    def input(self, u: Float[Tensor, "b 3 s s"], points: Float[Tensor, "b p 2"]) -> Float[Tensor, "b c s s"]:
+        """What the network sees of these crops and their points: the crops."""
+        return u
+
+    def target(self, part: slice, points: Float[Tensor, "b p 2"]) -> Any:
+        """What the objective's test reads of this part of the test set, in whose crops these points are."""
         return torch.from_numpy(self.listing.labels[self.test[part]])
 
     def checksums(self) -> dict[str, str]:
@@ -197,5 +211,7 @@ class Photos:
         return sums
 
 
-def _to_unit(u: UInt8[Tensor, "b s s 3"]) -> Float[Tensor, "b 3 s s"]:
-    return u.permute(0, 3, 1, 2).float() / 255  # channels last in memory, as the network's weights
+def _stacked(futures: list[Future]) -> tuple[Float[Tensor, "b 3 s s"], Float[Tensor, "b p 2"]]:
+    photos, points = zip(*(future.result() for future in futures), strict=True)
+    u = torch.from_numpy(np.stack(photos)).permute(0, 3, 1, 2)  # channels last in memory, as the network's weights
+    return u.float() / 255, torch.from_numpy(np.stack(points)).float()

@@ -24,6 +24,7 @@ from stn.experiments.datasets.fetch import sha256
 from stn.experiments.datasets.mnist import check_split
 from stn.experiments.datasets.photos import decode
 from stn.experiments.results.checks import parsed
+from stn.experiments.rules import require, whole
 
 REVISION = 1  # raise it when a change alters an image, a label or how they are drawn
 PLACES = 5  # digits at most; longer numbers are dropped
@@ -33,6 +34,11 @@ BASE_PX = 64  # a crop of 64 px shows the grown box, one of 128 px twice its wid
 VALID, VALID_SEED = 5000, 20150605
 STORED = {"train": "train", "extra": "train", "test": "test"}  # archive -> split; valid is taken from train
 SAVE_EVERY = 2000  # images between two notes of how far a preparation has come
+
+
+def text(label: Tensor) -> str:
+    """The number that a label (5,) stands for."""
+    return "".join(str(digit) for digit in label.tolist() if digit != NULL)
 
 
 def label(number: Number) -> np.ndarray:
@@ -248,8 +254,7 @@ class Svhn:
     def shape(size_px: Any, test_split: Any = "test") -> tuple[int, int, int]:
         """`in_shape`, without reading a file.  Raises ValueError on values that there are no crops for."""
         check_split(test_split)
-        if type(size_px) is not int or not 16 <= size_px <= 1024:
-            raise ValueError(f"data.size_px={size_px!r} has to be a whole number of pixels: 64 or 128")
+        require(whole(16, 1024), "data.size_px", size_px, "; the paper's are 64 and 128")
         return 3, size_px, size_px
 
     @classmethod

@@ -1,54 +1,58 @@
 """Synthetic birds: drawn images in the on-disk format of CUB-200-2011, for where the real ones cannot be had.
 
-A class is one of five head patterns with one of four wing patterns; everything else (colours, pose, size, place, the
-background) is drawn alike for all classes, so only two small parts tell them apart.  These are no photographs and no
-figure from them is a figure on CUB.
+A class is one of six patterns on the head.  Everything else is drawn alike for all classes: place, size, tilt, side,
+colours, the background, and round things in it that have the same patterns.  So one small part, which may be anywhere
+in the image, tells the classes apart.  These are no photographs and no figure from them is a figure on CUB.
 """
 
 import math
 import os
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
 
 from stn.experiments.datasets.cub import BirdPhotos
 
-REVISION = 1  # raise it when a change alters an image, a label or how they are drawn
-HEADS = ("plain", "eyestripe", "cap", "throat", "ring")
-WINGS = ("plain", "bar", "two_bars", "spots")
-CLASSES = [f"{head}_{wing}" for head in HEADS for wing in WINGS]
+# Raise it when a change alters an image, a label or how they are drawn.
+# 2: the head alone tells the classes apart, and the birds are smaller and anywhere in the image.
+REVISION = 2
+FOLDER = f"synthetic_birds_{REVISION}"  # below the data's root; what an older revision drew stays where it is
+CLASSES = ("cap", "throat", "face", "nape", "stripe", "ring")  # where the mark is on the head
 PARTS = ("back", "beak", "belly", "breast", "crown", "forehead", "left eye", "left leg", "left wing", "nape",
          "right eye", "right leg", "right wing", "tail", "throat")  # fmt: skip
 SEED = 2011
-TRAIN, TEST = 80, 50  # images per class
-OVER = 2  # drawn at so many times the size, then reduced: smooth edges
+TRAIN, TEST = 800, 150  # images per class
+OVER = 3  # drawn at so many times the size, then reduced: smooth edges
+SIDE_PX = (104, 128)  # of an image, from and to
+LENGTH = (0.25, 0.5)  # of a bird, in shorter sides of its image
+REACH = 0.36  # how far from the image's middle a head may be, along each axis and in shorter sides
+TILT_DEG = 30
 Point = tuple[float, float]
+Colour = tuple[int, ...]
+Fill = Callable[[list[Point], Colour], None]  # a polygon, in coordinates of its own
 
 # A bird that looks to the right, x to the right, y down, in units of its length, the middle of its body at (0, 0).
-HEAD, HEAD_R = (0.30, -0.20), 0.115
+HEAD, HEAD_R = (0.30, -0.20), 0.16
 PLACES: dict[str, Point] = {
-    "back": (-0.08, -0.13), "beak": (0.45, -0.18), "belly": (-0.02, 0.16), "breast": (0.20, 0.05),
-    "crown": (0.29, -0.30), "forehead": (0.38, -0.26), "eye": (0.34, -0.22), "leg": (0.00, 0.27),
-    "wing": (-0.10, -0.01), "nape": (0.20, -0.24), "tail": (-0.50, 0.08), "throat": (0.33, -0.10),
+    "back": (-0.08, -0.13), "beak": (0.49, -0.18), "belly": (-0.02, 0.16), "breast": (0.20, 0.05),
+    "crown": (0.29, -0.34), "forehead": (0.41, -0.29), "eye": (0.36, -0.22), "leg": (0.00, 0.27),
+    "wing": (-0.10, -0.01), "nape": (0.16, -0.24), "tail": (-0.50, 0.08), "throat": (0.33, -0.06),
 }  # fmt: skip
 
 
 class SyntheticBirds(BirdPhotos):
-    """Drawn birds below root/synthetic_birds; drawn on first use."""
+    """Drawn birds; an existing folder of them stays as it is."""
 
     synthetic = True
 
-    def __init__(self, root: str | Path, size_px: int, shrink: int | float = 1.0, excluded: str | Path | None = None):
-        super().__init__(write(Path(root) / "synthetic_birds"), size_px, shrink, excluded)
-
     @staticmethod
-    def ensure(root: str | Path, **settings: Any) -> None:
-        """Draw the images where they are not there yet."""
-        write(Path(root) / "synthetic_birds")
+    def folder(root: Path) -> Path:
+        """The folder of this revision's birds, which are drawn on first use."""
+        return write(root / FOLDER)
 
 
 def write(folder: Path, train: int = TRAIN, test: int = TEST, seed: int = SEED) -> Path:
@@ -77,12 +81,12 @@ def _write_into(folder: Path, train: int, test: int, seed: int) -> None:
     )}  # fmt: skip
     number = 0
     for k, name in enumerate(CLASSES):
-        directory = f"{k + 1:03d}.Made_{name}"  # an older word for synthetic, which recorded checksums are over
+        directory = f"{k + 1:03d}.Synthetic_{name}"
         (folder / "images" / directory).mkdir(parents=True)
         for i in range(train + test):
             number += 1
             picture, places, box = draw(k, np.random.default_rng((seed, k, i)))
-            path = f"{directory}/Made_{name}_{i + 1:04d}.jpg"
+            path = f"{directory}/Synthetic_{name}_{i + 1:04d}.jpg"
             picture.save(folder / "images" / path, quality=92)
             lines["images"].append(f"{number} {path}")
             lines["image_class_labels"].append(f"{number} {k + 1}")
@@ -91,7 +95,7 @@ def _write_into(folder: Path, train: int, test: int, seed: int) -> None:
             for p, part in enumerate(PARTS):
                 x, y = places.get(part, (0.0, 0.0))
                 lines["parts/part_locs"].append(f"{number} {p + 1} {x:.1f} {y:.1f} {int(part in places)}")
-    lines["classes"] = [f"{k + 1} {k + 1:03d}.Made_{name}" for k, name in enumerate(CLASSES)]
+    lines["classes"] = [f"{k + 1} {k + 1:03d}.Synthetic_{name}" for k, name in enumerate(CLASSES)]
     lines["parts/parts"] = [f"{p + 1} {part}" for p, part in enumerate(PARTS)]
     (folder / "parts").mkdir()
     for name, content in lines.items():
@@ -102,99 +106,99 @@ def _write_into(folder: Path, train: int, test: int, seed: int) -> None:
 
 
 def draw(k: int, rng: np.random.Generator) -> tuple[Image.Image, dict[str, Point], tuple[float, float, float, float]]:
-    """One bird of class k: the image, its visible parts in pixels, its bounding box (x, y, width, height)."""
-    head, wing = HEADS[k // len(WINGS)], WINGS[k % len(WINGS)]
-    w, h = (int(side) for side in rng.integers(168, 241, 2))
-    length = min(w, h) * rng.uniform(0.50, 0.72)
-    angle, mirrored = math.radians(rng.uniform(-30, 30)), bool(rng.integers(2))
-    reach = 0.52 * length
-    centre = (rng.uniform(reach, w - reach), rng.uniform(reach * 0.8, h - reach * 0.8))
+    """One bird of class k: the image, those of its parts that are in it, in px, its bounding box (x, y, width, height).
+
+    The head is in the image, the rest of the bird need not be.
+    """
+    w, h = (int(side) for side in rng.integers(*SIDE_PX, 2, endpoint=True))
+    side = min(w, h)
+    length = side * rng.uniform(*LENGTH)
+    angle, mirrored = math.radians(rng.uniform(-TILT_DEG, TILT_DEG)), bool(rng.integers(2))
+    head = w / 2 + side * rng.uniform(-REACH, REACH), h / 2 + side * rng.uniform(-REACH, REACH)
 
     def place(point: Point) -> Point:
-        x, y = point
+        x, y = point[0] - HEAD[0], point[1] - HEAD[1]
         x, y = x * math.cos(angle) - y * math.sin(angle), x * math.sin(angle) + y * math.cos(angle)
-        return centre[0] + (-x if mirrored else x) * length, centre[1] + y * length
+        return head[0] + (-x if mirrored else x) * length, head[1] + y * length
 
     picture = _background(w, h, rng)
     pen = ImageDraw.Draw(picture)
-    colours = _plumage(rng)
-
-    def polygon(points: list[Point], colour: tuple[int, ...]) -> None:
-        pen.polygon([(x * OVER, y * OVER) for x, y in map(place, points)], fill=colour)
-
-    def ellipse(middle: Point, a: float, b: float, colour: tuple[int, ...], tilt: float = 0.0) -> None:
-        turns = [2 * math.pi * i / 40 for i in range(40)]
-        c, s = math.cos(tilt), math.sin(tilt)
-        polygon([(middle[0] + a * math.cos(t) * c - b * math.sin(t) * s,
-                  middle[1] + a * math.cos(t) * s + b * math.sin(t) * c) for t in turns], colour)  # fmt: skip
-
-    for x in (-0.03, 0.04):
-        polygon([(x, 0.12), (x + 0.015, 0.12), (x + 0.03, 0.30), (x + 0.015, 0.30)], colours["beak"])
-    polygon([(-0.22, -0.06), (-0.56, 0.03), (-0.52, 0.13), (-0.20, 0.10)], colours["tail"])
-    ellipse((0.0, 0.0), 0.30, 0.17, colours["body"], -0.25)
-    polygon([(0.10, -0.13), (0.24, -0.30), (0.40, -0.14), (0.26, 0.05)], colours["body"])
-    ellipse((-0.09, -0.01), 0.22, 0.10, colours["wing"], 0.12)
-    polygon([(0.39, -0.24), (0.50, -0.175), (0.39, -0.14)], colours["beak"])
-    ellipse(HEAD, HEAD_R, HEAD_R, colours["body"])
-    mark = colours["mark"]
-    bars = {"plain": (), "bar": (-0.10,), "two_bars": (-0.16, -0.03), "spots": ()}[wing]
-    for x in bars:
-        polygon([(x - 0.02, -0.09), (x + 0.02, -0.09), (x + 0.02, 0.07), (x - 0.02, 0.07)], mark)
-    if wing == "spots":
-        for spot in ((-0.19, -0.03), (-0.09, -0.05), (0.01, -0.03), (-0.14, 0.03), (-0.03, 0.04)):
-            ellipse(spot, 0.024, 0.024, mark)
-    x, y = HEAD
-    if head == "eyestripe":
-        polygon([(x - 0.11, y - 0.04), (x + 0.11, y - 0.04), (x + 0.11, y), (x - 0.11, y)], mark)
-    elif head == "cap":
-        polygon([(x + HEAD_R * math.cos(t), y + HEAD_R * math.sin(t)) for t in np.linspace(-2.75, -0.4, 20)], mark)
-    elif head == "throat":
-        polygon([(x + HEAD_R * math.cos(t), y + HEAD_R * math.sin(t)) for t in np.linspace(0.2, 2.2, 20)], mark)
-    elif head == "ring":
-        ellipse(PLACES["eye"], 0.055, 0.055, mark)
-    ellipse(PLACES["eye"], 0.022, 0.022, (15, 15, 15))
-
-    side = "left" if mirrored else "right"  # the side that is seen
-    places = {(f"{side} {name}" if name in ("eye", "leg", "wing") else name): place(point)
+    _bird(k, _plumage(rng), lambda points, colour: _polygon(pen, list(map(place, points)), colour))
+    seen = "left" if mirrored else "right"
+    places = {(f"{seen} {name}" if name in ("eye", "leg", "wing") else name): place(point)
               for name, point in PLACES.items()}  # fmt: skip
-    outline = np.array([place(p) for p in ((0.50, -0.175), (-0.56, 0.08), (0.29, -0.32), (0.05, 0.30), (-0.3, 0.1))])
+    places = {name: (x, y) for name, (x, y) in places.items() if 0 <= x < w and 0 <= y < h}
+    outline = np.array([place(p) for p in ((0.56, -0.175), (-0.56, 0.08), (0.29, -0.36), (0.05, 0.30), (-0.3, 0.1))])
     (left, top), (right, bottom) = outline.min(0).clip(0), outline.max(0).clip(None, (w, h))
     picture = picture.resize((w, h), Image.Resampling.LANCZOS)
-    grain = rng.normal(0, 4, (h, w, 1))
+    grain = rng.normal(0, 2, (h, w, 1))
     picture = Image.fromarray((np.asarray(picture) + grain).clip(0, 255).astype(np.uint8))
     return picture, places, (left, top, right - left, bottom - top)
 
 
-def _plumage(rng: np.random.Generator) -> dict[str, tuple[int, ...]]:
-    """Colours that tell nothing about the class; the marks stand out from body and wing."""
+def _polygon(pen: ImageDraw.ImageDraw, points: list[Point], colour: Colour) -> None:
+    pen.polygon([(x * OVER, y * OVER) for x, y in points], fill=colour)
+
+
+def _bird(k: int, colours: dict[str, Colour], fill: Fill) -> None:
+    for x in (-0.03, 0.04):
+        fill([(x, 0.12), (x + 0.02, 0.12), (x + 0.035, 0.30), (x + 0.015, 0.30)], colours["beak"])
+    fill([(-0.22, -0.06), (-0.56, 0.03), (-0.52, 0.13), (-0.20, 0.10)], colours["wing"])
+    fill(_ellipse((0.0, 0.0), 0.30, 0.17, -0.25), colours["body"])
+    fill([(0.10, -0.13), (0.24, -0.30), (0.40, -0.14), (0.26, 0.05)], colours["body"])
+    fill(_ellipse((-0.09, -0.01), 0.22, 0.10, 0.12), colours["wing"])
+    fill([(0.42, -0.26), (0.56, -0.175), (0.42, -0.12)], colours["beak"])
+    _patterned(k, HEAD, HEAD_R, colours["body"], colours["mark"], fill)
+
+
+def _patterned(k: int, middle: Point, r: float, ground: Colour, mark: Colour, fill: Fill) -> None:
+    """A disc with the pattern of class k, about half of it in each colour: what is on a head, and on things."""
+    x, y = middle
+    fill(_ellipse(middle, r, r), ground)
+    if CLASSES[k] == "stripe":
+        fill([(x - 0.95 * r, y - 0.38 * r), (x + 0.95 * r, y - 0.38 * r),
+              (x + 0.95 * r, y + 0.38 * r), (x - 0.95 * r, y + 0.38 * r)], mark)  # fmt: skip
+    elif CLASSES[k] == "ring":
+        fill(_ellipse(middle, 0.7 * r, 0.7 * r), mark)
+    else:
+        first = {"face": -0.5, "throat": 0.0, "nape": 0.5, "cap": 1.0}[CLASSES[k]] * math.pi
+        fill([(x + r * math.cos(first + t), y + r * math.sin(first + t)) for t in np.linspace(0, math.pi, 20)], mark)
+
+
+def _ellipse(middle: Point, a: float, b: float, tilt: float = 0.0) -> list[Point]:
+    c, s = math.cos(tilt), math.sin(tilt)
+    turns = [2 * math.pi * i / 40 for i in range(40)]
+    return [(middle[0] + a * math.cos(t) * c - b * math.sin(t) * s,
+             middle[1] + a * math.cos(t) * s + b * math.sin(t) * c) for t in turns]  # fmt: skip
+
+
+def _plumage(rng: np.random.Generator) -> dict[str, Colour]:
+    """Colours that tell nothing about the class; the mark stands out from the body."""
     body = rng.integers(40, 200, 3)
-    wing = (body * rng.uniform(0.55, 0.8)).astype(int)
+    wing = body * rng.uniform(0.55, 0.8)
     mark = rng.integers(225, 256, 3) if body.mean() < 130 else rng.integers(0, 30, 3)
     return {name: tuple(int(c) for c in colour) for name, colour in (
-        ("body", body), ("wing", wing), ("tail", wing), ("mark", mark), ("beak", rng.integers(30, 220, 3)),
+        ("body", body), ("wing", wing), ("mark", mark), ("beak", rng.integers(30, 220, 3)),
     )}  # fmt: skip
 
 
 def _background(w: int, h: int, rng: np.random.Generator) -> Image.Image:
-    """Soft blotches, then leaves, twigs and stones, among them shapes and colours like those of the parts."""
-    coarse = rng.integers(50, 210, (5, 6, 3), dtype=np.uint8)
-    picture = Image.fromarray(coarse).resize((w, h), Image.Resampling.BICUBIC).resize((w * OVER, h * OVER))
+    """Soft blotches of one colour, then leaves and twigs of colours near it: none of it is a bird."""
+    tone = rng.integers(80, 171, 3)
+    blotches = tone + rng.integers(-20, 21, (5, 6, 3))
+    picture = Image.fromarray(blotches.astype(np.uint8)).resize((w * OVER, h * OVER), Image.Resampling.BICUBIC)
     pen = ImageDraw.Draw(picture)
 
-    def colour() -> tuple[int, ...]:
-        return tuple(int(c) for c in rng.integers(0, 256, 3))
+    def colour() -> Colour:
+        return tuple(int(c) for c in tone + rng.integers(-50, 51, 3))
 
-    for _ in range(int(rng.integers(10, 19))):
-        x, y = rng.uniform(0, w) * OVER, rng.uniform(0, h) * OVER
-        a, b = rng.uniform(3, 16, 2) * OVER
-        turn = rng.uniform(0, math.pi)
-        points = [
-            (x + a * math.cos(t) * math.cos(turn) - b * math.sin(t) * math.sin(turn),
-             y + a * math.cos(t) * math.sin(turn) + b * math.sin(t) * math.cos(turn))
-            for t in np.linspace(0, 2 * math.pi, int(rng.integers(4, 24)))
-        ]  # fmt: skip
-        pen.polygon(points, fill=colour())
-    for _ in range(int(rng.integers(2, 6))):
-        ends = [(rng.uniform(0, w) * OVER, rng.uniform(0, h) * OVER) for _ in range(2)]
-        pen.line(ends, fill=colour(), width=int(rng.integers(2, 6)) * OVER)
+    def anywhere() -> Point:
+        return rng.uniform(0, w), rng.uniform(0, h)
+
+    for _ in range(int(rng.integers(4, 9))):
+        a, b = rng.uniform(1.5, 8, 2)
+        _polygon(pen, _ellipse(anywhere(), a, b, rng.uniform(0, math.pi))[:: int(rng.integers(1, 11))], colour())
+    for _ in range(int(rng.integers(0, 3))):
+        ends = [(x * OVER, y * OVER) for x, y in (anywhere(), anywhere())]
+        pen.line(ends, fill=colour(), width=int(rng.integers(1, 4)) * OVER)
     return picture

@@ -14,8 +14,10 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Generator, Tensor
 
-from stn.experiments.datasets.distortions import DIGIT_PX, constant, is_finite
+from stn.experiments.datasets import DIGIT_PX
+from stn.experiments.datasets.distortions import copied_once
 from stn.experiments.datasets.mnist import TEST_SEED, DistortedMnist, checksum, load_digits
+from stn.experiments.rules import number, require, whole
 from stn.sampler import regular_grid, sample
 from stn.transforms import Affine3d
 
@@ -45,7 +47,7 @@ class Pose:
             return 2 * torch.rand(n, 3, generator=generator, device=generator.device, dtype=dtype) - 1
 
         angle_deg = self.max_angle_deg * uniform()
-        half = constant((DIGIT_PX / 2, DIGIT_PX / 2, self.thickness_px / 2), dtype, generator.device)
+        half = copied_once((DIGIT_PX / 2, DIGIT_PX / 2, self.thickness_px / 2), dtype, generator.device)
         room_px = VOLUME_PX / 2 - rotation(angle_deg).abs() @ half
         return {"angle_deg": angle_deg, "shift_px": room_px * uniform()}
 
@@ -116,13 +118,13 @@ def check_memory(n: int, size_px: int, device: torch.device) -> None:
 class VoxelMnist:
     """3D MNIST: `batch` draws fresh training volumes; the frozen test set is 10,000 digits and their poses.
 
-    The digits live on one device (`to`) as uint8 and the volumes are rendered there, batch by batch.
+    Digits and poses live on one device (`to`), and all volumes are rendered there, batch by batch.
     `in_shape` is (1, S, S, S), `classes` 10.
     """
 
     classes = 10
     synthetic = False
-    on_device = False
+    on_device = True
 
     def __init__(self, root: str | Path, size_px: int, max_angle_deg: float, thickness_px: float):
         self.in_shape = self.shape(size_px, max_angle_deg, thickness_px)
@@ -136,21 +138,19 @@ class VoxelMnist:
     @staticmethod
     def shape(size_px: Any, max_angle_deg: Any, thickness_px: Any) -> tuple[int, int, int, int]:
         """`in_shape`, without reading a file.  Raises ValueError on values that there are no volumes for."""
-        if type(size_px) is not int or size_px < LEAST_PX:
-            raise ValueError(
-                f"data.size_px={size_px!r} has to be a whole number of voxels, {LEAST_PX} or more; the paper's is 60"
-            )
-        for key, value, most in (("max_angle_deg", max_angle_deg, 360), ("thickness_px", thickness_px, VOLUME_PX)):
-            if not is_finite(value) or not 0 <= value <= most:
-                raise ValueError(f"data.{key}={value!r} has to be a number, 0 or more, up to {most}")
+        require(whole(LEAST_PX, 10**6), "data.size_px", size_px, "; the paper's is 60")
+        require(number(0, 360), "data.max_angle_deg", max_angle_deg)
+        require(number(0, VOLUME_PX), "data.thickness_px", thickness_px)
         check_memory(1, size_px, torch.device("cpu"))  # test volumes are rendered there
         return 1, size_px, size_px, size_px
 
     ensure = staticmethod(DistortedMnist.ensure)
 
     def to(self, device: torch.device) -> None:
-        """Move the training digits to `device`."""
+        """Move the digits and the poses of the test set to `device`."""
         self.digits, self.labels = self.digits.to(device), self.labels.to(device)
+        self.test_digits, self.test_labels = self.test_digits.to(device), self.test_labels.to(device)
+        self.test_params = {key: value.to(device) for key, value in self.test_params.items()}
 
     def batch(self, n: int, generator: Generator) -> tuple[Float[Tensor, "b 1 s s s"], Int[Tensor, " b"]]:
         """n training volumes, drawn with replacement in fresh poses, on the generator's device.
@@ -172,7 +172,7 @@ class VoxelMnist:
     def test_batches(self) -> Iterator[tuple[Float[Tensor, "b 1 s s s"], Int[Tensor, " b"]]]:
         """The frozen test set, rendered batch by batch: as 8-bit voxels it would take 2 GB."""
         n = max(1, TEST_VOXELS // self.in_shape[1] ** 3)
-        for index in torch.arange(len(self.test_labels)).split(n):
+        for index in torch.arange(len(self.test_labels), device=self.test_labels.device).split(n):
             yield self.test_volumes(index), self.test_labels[index]
 
     def checksums(self) -> dict[str, str]:

@@ -1,26 +1,39 @@
-"""Table 3 right: where the windows of trained bird networks are on test images."""
+"""Table 3 right: where the windows of trained bird networks are on test images, and where the head is."""
 
 from pathlib import Path
 
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from stn.experiments import draw
 from stn.experiments.figures import trained
 from stn.experiments.networks.cub import StCnn
 
-COLUMNS, SIDE_PX = 8, 112
+COLUMNS, SIDE_PX, DOT_PX = 8, 112, 3
 
 
 def windows(runs: Path, experiment: str, data: str) -> Image.Image:
-    """The first test image of each of some classes, with the windows of transformers 1, 2, ..."""
-    network, birds = trained(experiment, runs, name=data)
+    """Test images, evenly over the classes, with the windows of transformers 1, 2, ... and a dot on the head."""
+    network, birds = trained(experiment, runs, name=data, test_split="test")
     assert isinstance(network, StCnn)
-    labels = birds.listing.labels[birds.test]
-    first = [int((labels == k).argmax()) for k in range(0, birds.classes, max(1, birds.classes // COLUMNS))][:COLUMNS]
-    u = torch.cat([batch[0] for batch in birds.test_batches()])[first]
+    order = birds.listing.labels[birds.test].argsort(kind="stable")
+    chosen = order[:: max(1, len(order) // COLUMNS)][:COLUMNS].tolist()
+    batches = list(birds.test_batches())
+    u = torch.cat([images for images, _ in batches])[chosen]
+    heads = torch.cat([target["parts"] for _, target in batches])[chosen, 0]
     with torch.no_grad():
         seen = network.windows(u)
-    tiles = [draw.boxes(image, boxes, SIDE_PX) for image, boxes in zip(u, seen, strict=True)]
+    tiles = [
+        _dotted(draw.boxes(image[:3], boxes, SIDE_PX), head.tolist())
+        for image, boxes, head in zip(u, seen, heads, strict=True)
+    ]
     names = [f"window {i + 1}" for i in range(seen.shape[1])]
     return draw.legend(draw.stack([tiles[: COLUMNS // 2], tiles[COLUMNS // 2 :]]), names)
+
+
+def _dotted(tile: Image.Image, at: list[float]) -> Image.Image:
+    x, y = ((each + 1) / 2 * (tile.width - 1) for each in at)
+    ImageDraw.Draw(tile).ellipse(
+        (x - DOT_PX, y - DOT_PX, x + DOT_PX, y + DOT_PX), fill="white", outline="black", width=2
+    )
+    return tile

@@ -56,8 +56,7 @@ def warp_rows(network: nn.Module, data: DistortedMnist, index: Tensor) -> list[t
 
 def classes(predicted: Tensor, truth: Tensor, width_px: int = SIDE_PX) -> list[Image.Image]:
     """The predicted classes; "3, not 5" where 5 is right."""
-    pairs = zip(predicted.tolist(), truth.tolist(), strict=True)
-    return [draw.words(f"{p}" if p == t else f"{p}, not {t}", width_px, wrong=p != t) for p, t in pairs]
+    return draw.classes([str(p) for p in predicted.tolist()], [str(t) for t in truth.tolist()], width_px)
 
 
 def first_images(runs: Path, experiment: str, distortion: str, columns: int = 6) -> Image.Image:

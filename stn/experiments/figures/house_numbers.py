@@ -5,18 +5,13 @@ from pathlib import Path
 
 import torch
 from PIL import Image
-from torch import Tensor
 
 from stn import Affine, trace
 from stn.experiments import draw
-from stn.experiments.datasets.svhn import NULL
+from stn.experiments.datasets.svhn import text
 from stn.experiments.figures import trained
 
 SIDE_PX = 112
-
-
-def text(labels: Tensor) -> str:
-    return "".join(str(digit) for digit in labels.tolist() if digit != NULL)
 
 
 def boxes(runs: Path, data: str, size_px: int) -> Image.Image:

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from stn.experiments.datasets.distortions import DIGIT_PX
+from stn.experiments.datasets import DIGIT_PX
 from stn.experiments.networks.sizing import num_params
 from stn.localisation import Regression, num_features
 from stn.transformer import SpatialTransformer

@@ -12,8 +12,9 @@ from stn.transformer import SpatialTransformer
 from stn.transforms import Translation
 
 REVISION = 1  # raise it when a change alters what is computed
+WINDOWS, FIRST = ("learnt", "fixed", "random", "parts"), ("tiles", "centre")
 SCALE = 0.5  # of every window
-TILES = {  # the first windows (t_x, t_y): side by side they cover what they can of the image
+TILES = {  # windows (t_x, t_y) that cover what they can of the image, side by side
     1: ((0.0, 0.0),),
     2: ((-0.5, 0.0), (0.5, 0.0)),
     4: ((-0.5, -0.5), (0.5, -0.5), (-0.5, 0.5), (0.5, 0.5)),
@@ -33,15 +34,29 @@ class Features(nn.Sequential):
 
 
 class Localisation(nn.Module):
-    """Backbone of its own on a copy of the image - conv 1x1/128 - FC 128 - theta of all N transformers (A.6)."""
+    """Backbone of its own on a copy of the image - conv 1x1/128 - FC 128 - theta of all N transformers (A.6).
 
-    def __init__(self, backbone: nn.Sequential, copy_px: int, start: tuple[tuple[float, float], ...], width: int = 128):
+    With `norm` a batch norm stands before theta's layer.  Its inputs are all positive otherwise, and a step that moves
+    one window moves those of all images, the more so at Adam's even rates: the windows leave the image before they
+    follow anything in it.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Sequential,
+        copy_px: int,
+        start: tuple[tuple[float, float], ...],
+        norm: bool = False,
+        width: int = 128,
+    ):
         super().__init__()
         self.copy_px = copy_px
         c, h, w = out_shape(backbone, copy_px)
         self.features = nn.Sequential(
             backbone, nn.Conv2d(c, width, 1), nn.ReLU(), nn.Flatten(), nn.Linear(width * h * w, width), nn.ReLU()
         )
+        if norm:
+            self.features.append(nn.BatchNorm1d(width))
         self.regressions = nn.ModuleList(Regression(width, Translation(SCALE), tile) for tile in start)
 
     def forward(self, u: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b n 2"]:
@@ -50,13 +65,35 @@ class Localisation(nn.Module):
 
 
 class Windows(SpatialTransformer):
-    """N windows of half the image's side, V_i = sample(U, T_theta_i(G)); one localisation network places them all."""
+    """N windows of half the image's side, V_i = sample(U, T_theta_i(G)), with U the first three channels of the input.
 
-    def __init__(self, localisation: Localisation, sample_px: int):
+    They are placed by one localisation network (learnt), or, in controls that have this network and do not read it:
+    left on the tiles (fixed), at uniform places within the image, fresh in training and the same in every test
+    (random), or with the middle of window i on part i, whose (x, y) channels 3 + 2i and 4 + 2i hold all over (parts).
+    """
+
+    tiles: Tensor
+
+    def __init__(self, localisation: Localisation, sample_px: int, placed: str):
         super().__init__(localisation, Translation(SCALE), (sample_px, sample_px))
+        self.placed = placed
+        self.register_buffer("tiles", torch.tensor(TILES[len(localisation.regressions)]), persistent=False)
 
-    def forward(self, u: Float[Tensor, "b 3 h w"]) -> list[Float[Tensor, "b 3 s s"]]:  # type: ignore[override]
-        return [self.warp(u, theta) for theta in self.localisation(u).unbind(1)]
+    def theta(self, u: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n 2"]:
+        """The middles of the N windows."""
+        if self.placed == "learnt":
+            return self.localisation(u[:, :3])
+        if self.placed == "fixed":
+            return self.tiles.expand(len(u), -1, -1)
+        if self.placed == "parts":
+            return u[:, 3:, 0, 0].unflatten(1, self.tiles.shape)
+        generator = None if self.training else torch.Generator(u.device).manual_seed(0)
+        uniform = torch.rand(len(u), *self.tiles.shape, generator=generator, device=u.device)
+        return (1 - SCALE) * (2 * uniform - 1)
+
+    def forward(self, u: Float[Tensor, "b c h w"]) -> list[Float[Tensor, "b 3 s s"]]:  # type: ignore[override]
+        image = u[:, :3]
+        return [self.warp(image, theta) for theta in self.theta(u).unbind(1)]
 
 
 class StCnn(nn.Module):
@@ -71,13 +108,13 @@ class StCnn(nn.Module):
         self.streams = nn.ModuleList(streams)
         self.head = head
 
-    def forward(self, u: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b k"]:
+    def forward(self, u: Float[Tensor, "b c h w"]) -> Float[Tensor, "b k"]:
         parts = self.transformer(u)
         return self.head(torch.cat([cnn(v) for cnn, v in zip(self.streams, parts, strict=True)], dim=1))
 
-    def windows(self, u: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b n 4"]:
+    def windows(self, u: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n 4"]:
         """The windows (x0, y0, x1, y1) in the image's [-1, 1]."""
-        centre = self.transformer.localisation(u)
+        centre = self.transformer.theta(u)
         return torch.cat([centre - SCALE, centre + SCALE], dim=2)
 
 
@@ -91,14 +128,29 @@ def build(
     dropout: float = 0.7,
     frozen: str | None = None,
     last: str | None = None,
+    windows: str = "learnt",
+    first: str = "tiles",
+    localisation_norm: bool = False,
 ) -> nn.Module:
     """The CNN of Table 3 (`transformers` 0) or its N x ST-CNN (1, 2 or 4), every backbone from the same weights.
 
     `backbone`, `weights`, `frozen` and `last` are those of `stn.experiments.networks.pretrained`; the samples of the
-    transformers and the copy that the localisation network sees have a side of sample_px.
+    transformers and the copy that the localisation network sees have a side of sample_px.  `windows` is who places the
+    windows, see `Windows`: the network has the same parameters under each.  `first` is where learnt ones start: as
+    tiles, or all of them at the centre.
     """
     if transformers and transformers not in TILES:
         raise ValueError(f"model.transformers={transformers}: choose 0 (the CNN), {', '.join(map(str, TILES))}")
+    if windows not in WINDOWS or (windows != "learnt" and not transformers):
+        raise ValueError(f"model.windows={windows!r}: choose learnt, with transformers also {', '.join(WINDOWS[1:])}")
+    if first not in FIRST:
+        raise ValueError(f"model.first={first!r}: choose {', '.join(FIRST)}")
+    points = 2 * transformers if windows == "parts" else 0
+    if in_shape[0] != 3 + points:
+        raise ValueError(
+            f"model.windows={windows} with model.transformers={transformers} reads images of {3 + points} channels, "
+            f"not {in_shape[0]}: data.parts=true gives the 4 of head and body beside the colours"
+        )
     state = pretrained.load_weights(backbone, weights)
 
     def fresh() -> nn.Sequential:
@@ -110,5 +162,8 @@ def build(
     width = out_shape(fresh(), sample_px)[0]
     if not transformers:
         return nn.Sequential(Features(fresh()), head(1))
-    windows = Windows(Localisation(fresh(), sample_px, TILES[transformers]), sample_px)
-    return StCnn(windows, [Features(fresh()) for _ in range(transformers)], head(transformers))
+    start = TILES[transformers] if first == "tiles" else ((0.0, 0.0),) * transformers
+    localisation = Localisation(fresh(), sample_px, start, localisation_norm)
+    return StCnn(
+        Windows(localisation, sample_px, windows), [Features(fresh()) for _ in range(transformers)], head(transformers)
+    )

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.models import GoogLeNet_Weights
 
+from stn.experiments.errors import first_line
 from stn.experiments.networks.backbones import BACKBONES
 from stn.experiments.networks.surgery import cut, freeze
 
@@ -67,9 +68,7 @@ def _read(name: str, source: str) -> Weights:
     try:
         state: Any = torch.load(source, map_location="cpu", weights_only=True)
     except (UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise ValueError(
-            f"the weights {source} are damaged or no state_dict ({str(error).split(chr(10))[0][:80]})"
-        ) from None
+        raise ValueError(f"the weights {source} are damaged or no state_dict ({first_line(error)})") from None
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise ValueError(f"the weights {source} are no state_dict, name to tensor, but {type(state).__name__}")
     return state

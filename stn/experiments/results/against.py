@@ -7,9 +7,10 @@ import math
 from html import escape
 
 from stn.experiments.results import tables
+from stn.experiments.results.cells import Cell
 from stn.experiments.results.curves import COLOURS, ticks
 from stn.experiments.results.records import Record
-from stn.experiments.results.tables import Cell, Table
+from stn.experiments.results.tables import Table
 
 LEAST = 0.05  # %, where an axis ends below: the paper prints one decimal
 SIDE, MARGIN, PAD = 480, 58, 14  # of the chart with the diagonal, and its margins, px

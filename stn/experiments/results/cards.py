@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from stn.experiments.results import tables
-from stn.experiments.results.records import Record
+from stn.experiments.results.records import Record, unit
 from stn.experiments.results.report import duration
 from stn.experiments.results.tables import Table
 
@@ -41,7 +41,7 @@ def standing(record: Record, known: list[Table]) -> str:
 def section(record: Record, known: list[Table]) -> str:
     """What is known of one network, in Markdown."""
     config = record["config"]
-    metrics = ", ".join(f"`{name}` {value:.2f} %" for name, value in record["metrics"].items())
+    metrics = ", ".join(f"`{name}` {value:.2f}{unit(name)}" for name, value in record["metrics"].items())
     lines = [
         f"- {metrics or 'no metric'} on the frozen test set, seed {record['seed']}.  {standing(record, known)}",
         f"- {record['params']:,} trainable parameters, input {' x '.join(map(str, record['in_shape']))}; schedule "

@@ -3,9 +3,10 @@
     The FCN has an error of <!-- = table1/mnist_fcn/tc/paper -->16.99<!-- / --> %.
 
 What stands between the two comments is made.  A cell is table/experiment/column/schedule; * in experiment or column
-takes several, `best` is the schedule that `tables.into_page` shows.  A further word asks for something else than our
-mean (`FACTS`); "A : B" divides A by B, cell by cell or one by many.  Several figures read "0.67 to 0.85", a figure
-without a record "not run".  A mark may not begin a line, which would end the paragraph.
+takes several, `best` is the schedule that `pages.into_page` shows.  A further word asks for something else than our
+mean (`FACTS`), or for a metric of each run (`test/st1_head`, `test/st?_head`); "A : B" divides A by B, cell by cell or
+one by many.  Several figures read "0.67 to 0.85", a figure without a record "not run".  A mark may not begin a line,
+which would end the paragraph.
 """
 
 import math
@@ -41,6 +42,13 @@ FACTS: dict[str, Callable[[Found], str]] = {
 }
 
 
+def _metric(pattern: str, found: Found) -> str:
+    values = [r["metrics"][key] for _, runs in found for r in runs for key in matching(r["metrics"], pattern)]
+    if not values:
+        raise ValueError(f"no record there has a metric {pattern!r}")
+    return span(values, ".2f")
+
+
 def find(address: str, known: list[tables.Table], records: list[Record]) -> Found:
     """The cells at table/experiment/column/schedule that have a figure.
 
@@ -60,7 +68,7 @@ def find(address: str, known: list[tables.Table], records: list[Record]) -> Foun
     runs: dict[tuple[str, str], list[Record]] = {}
     for record in block[0]:
         if tables.belongs(table, record) and (record["schedule"], record["budget"]) == block[1:]:
-            runs.setdefault(tables.place(table, record), []).append(record)
+            runs.setdefault(tables.cell_of(table, record), []).append(record)
     return [(cells[key], runs[key]) for key in product(rows, columns) if cells[key].values]
 
 
@@ -69,14 +77,14 @@ def figure(words: str, known: list[tables.Table], records: list[Record]) -> str:
     sides = []
     for side in words.split(" : "):
         address, _, fact = side.strip().partition(" ")
-        if (fact or "mean") not in FACTS:
-            raise ValueError(f"{words!r}: unknown {fact!r}; choose {', '.join(FACTS)}")
+        if (fact or "mean") not in FACTS and not fact.startswith("test/"):
+            raise ValueError(f"{words!r}: unknown {fact!r}; choose {', '.join(FACTS)}, or a metric, test/...")
         sides.append((find(address, known, records), fact or "mean"))
     if not all(found for found, _ in sides):
         return "not run"
     if len(sides) == 1:
         ((found, fact),) = sides
-        return FACTS[fact](found)
+        return FACTS[fact](found) if fact in FACTS else _metric(fact, found)
     over, under = ([cell.paper if fact == "paper" else cell.mean for cell, _ in found] for found, fact in sides)
     pairs = zip(
         over * (len(under) if len(over) == 1 else 1), under * (len(over) if len(under) == 1 else 1), strict=True

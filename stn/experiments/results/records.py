@@ -15,6 +15,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from stn.experiments.errors import writing
 from stn.experiments.results.checks import REQUIRED, VERSION, Record, checked, parsed
 
 __all__ = [
@@ -40,6 +41,11 @@ LINE = ("version", "id", "experiment", "schedule", "seed", "status", "metrics", 
         "core_seconds", "samples_per_s", "precision", "budget", "smoke", "synthetic", "in_shape", "classes", "config",
         "revisions", "overrides", "environment", "data", "threads", "commit", "dirty", "sessions", "weights_sha256",
         "finished_at", "old_id", "failure", "failed_step")  # fmt: skip
+
+
+def unit(metric: str) -> str:
+    """What stands after a figure: all metrics are in percent but correlations."""
+    return "" if "correlation" in metric else " %"
 
 
 def read(path: Path) -> Record:
@@ -73,7 +79,7 @@ def replace(path: Path, content: str | bytes) -> bool:
     scratch = path.with_name(f".{path.name}.tmp")
     scratch.unlink(missing_ok=True)
     try:
-        with open(scratch, "xb") as file:
+        with writing(path), open(scratch, "xb") as file:
             file.write(data)
         commit(scratch, path)
     finally:
@@ -83,9 +89,10 @@ def replace(path: Path, content: str | bytes) -> bool:
 
 def commit(scratch: Path, path: Path) -> None:
     """Put a file that was written beside `path` in its place, once its bytes are on the disk."""
-    with open(scratch, "rb") as file:
-        os.fsync(file.fileno())
-    os.replace(scratch, path)
+    with writing(path):
+        with open(scratch, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(scratch, path)
 
 
 def read_all(runs: Path, results: Path, damaged: list[str] | None = None, curves: bool = False) -> list[Record]:

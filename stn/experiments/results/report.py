@@ -15,13 +15,14 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import yaml
 from jinja2 import Environment, StrictUndefined, Template
 from markupsafe import Markup, escape
 
-from stn.experiments.results import against, curves, tables
+from stn.experiments.results import against, curves, pages, tables
+from stn.experiments.results.cells import Cell
 from stn.experiments.results.records import Record
-from stn.experiments.results.tables import Cell, Table
+from stn.experiments.results.tables import Table
+from stn.experiments.yaml_files import read_yaml
 
 STANDINGS = {
     "better": "ours is better than the paper's figure by more than the error of both",
@@ -119,7 +120,7 @@ def variant(table: Table, found: list[Record], schedule: str, budget: Any) -> di
     return {
         "schedule": schedule,
         "anchor": "-".join([table.name, schedule, str(budget), *(["synthetic"] if synthetic else [])]),
-        "text": tables.describe(found, table, schedule, budget),
+        "text": pages.describe(found, table, schedule, budget),
         "seconds": sum(r["seconds"] for r in mine),
         "runs": len(mine),
         "synthetic": synthetic,
@@ -174,7 +175,7 @@ def embed(path: Path) -> str:
 def pictures(folder: Path) -> list[dict[str, Any]]:
     """The pictures and films of a folder, with what captions.yaml there says of each, in its order; others follow."""
     listed = folder / "captions.yaml"
-    captions: dict[str, str] = yaml.safe_load(listed.read_text()) or {} if listed.exists() else {}
+    captions: dict[str, str] = read_yaml(listed) or {} if listed.exists() else {}
     files = {p.stem: p for p in sorted(folder.rglob("*")) if p.suffix in PICTURES | FILMS}
     names = [name for name in captions if name in files] + [name for name in files if name not in captions]
     return [
@@ -259,7 +260,7 @@ def page(found: list[Record], known: list[Table], figures: Path, not_run: Path, 
     shown = [(t, variants(t, usable)) for t in in_order]
     dots = against.series([t for t in in_order if t.name.startswith("table") and counts_errors(t)], usable)
     counted = set().union(*(part["counts"] for _, parts in shown for part in parts))
-    reasons: dict[str, Any] = yaml.safe_load(not_run.read_text()) or {} if not_run.exists() else {}
+    reasons: dict[str, Any] = read_yaml(not_run) or {} if not_run.exists() else {}
     everything = pictures(figures) if figures.is_dir() else []
     return template().render(
         records=usable,

@@ -1,7 +1,8 @@
 """What an error costs: the core-minutes of every cell of a table under each schedule, beside the error it reached."""
 
+from stn.experiments.results.pages import in_markdown
 from stn.experiments.results.records import Record
-from stn.experiments.results.tables import Table, belongs, place
+from stn.experiments.results.tables import Table, belongs, cell_of
 
 HEAD = """# What an error costs
 
@@ -24,7 +25,7 @@ def page(tables: list[Table], records: list[Record]) -> str:
         found: dict[tuple[str, str], dict[str, Record]] = {}
         for record in sorted(records, key=lambda r: r["seed"]):
             if record["status"] == "finished" and not record["synthetic"] and belongs(table, record):
-                found.setdefault(place(table, record), {}).setdefault(record["schedule"], record)
+                found.setdefault(cell_of(table, record), {}).setdefault(record["schedule"], record)
         cost: dict[str, list[float]] = {}
         for of_cell in found.values():
             for schedule, record in of_cell.items():
@@ -39,7 +40,7 @@ def page(tables: list[Table], records: list[Record]) -> str:
                 printed = table.paper.get(row, {}).get(column)
                 if of_cell:
                     lines.append([name, label, *figures, "" if printed is None else f"{printed} %"])
-        parts.append(f"## {table.title}\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines))
+        parts.append(f"## {table.title}\n\n" + in_markdown(lines))
     return "\n\n".join(parts) + "\n"
 
 

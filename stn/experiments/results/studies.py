@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-import yaml
-
 from stn.experiments.command import ROOT
+from stn.experiments.results.pages import in_markdown, put
 from stn.experiments.results.records import Record
+from stn.experiments.yaml_files import read_yaml
 
 Row = tuple[str, str, int | None, int, int]  # experiment, distortion, width unless that is the option, steps, batch
 ORDER = ("mnist_fcn", "mnist_cnn", "mnist_st_fcn_affine", "mnist_st_fcn_tps", "mnist_st_cnn_affine", "mnist_st_cnn_tps",
@@ -84,16 +84,16 @@ def results(study: str, records: Iterable[Record]) -> dict[Row, dict[Any, Record
         row = (record["experiment"], where(record), width, record["steps"], record["config"]["schedule"]["batch_size"])
         rows.setdefault(row, {})[what.value_of(record)] = record
 
-    def place(row: Row) -> tuple[int, ...]:
+    def order(row: Row) -> tuple[int, ...]:
         return what.distortions.index(row[1]), ORDER.index(row[0]), row[3] * row[4], row[2] or 0
 
-    return {row: rows[row] for row in sorted(rows, key=place)}
+    return {row: rows[row] for row in sorted(rows, key=order)}
 
 
 @cache
 def _of_experiment(experiment: str) -> dict[str, Any]:
     """Its label and the paper's figures."""
-    content: dict[str, Any] = yaml.safe_load((ROOT / f"conf/experiment/{experiment}.yaml").read_text())["row"]
+    content: dict[str, Any] = read_yaml(ROOT / f"conf/experiment/{experiment}.yaml")["row"]
     return content
 
 
@@ -144,7 +144,7 @@ def markdown(study: str, records: Iterable[Record]) -> str:
             figures.append(f"{printed}{times(printed, paper((row[0], 'r', None, 0, 0)) if reference else None)}")
         name = named(row, len(what.distortions) > 1)
         lines.append([name, f"{row[3]:,} x {row[4]}", *figures, *([""] if printed is None else [])])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return in_markdown(lines)
 
 
 def times(value: float, reference: float | None) -> str:
@@ -154,8 +154,5 @@ def times(value: float, reference: float | None) -> str:
 def into_page(page: str, records: list[Record]) -> str:
     """A Markdown page with every study between its lines `<!-- study <name> -->` and `<!-- /study <name> -->`."""
     for study in STUDIES:
-        start, end = f"<!-- study {study} -->", f"<!-- /study {study} -->"
-        if start in page and end in page:
-            before, after = page.split(start)[0], page.split(end)[1]
-            page = f"{before}{start}\n\n{markdown(study, records)}\n\n{end}{after}"
+        page = put(page, f"study {study}", markdown(study, records))
     return page

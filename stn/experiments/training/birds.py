@@ -1,7 +1,9 @@
-"""Fine-grained classification (Sect. 4.3): cross entropy; accuracy, and which part of the bird each window shows."""
+"""Fine-grained classification (Sect. 4.3): cross entropy; accuracy, and what each window shows and follows."""
 
+from itertools import product
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
@@ -10,15 +12,21 @@ from stn.experiments.datasets.cub import GROUPS
 from stn.experiments.networks.cub import StCnn
 from stn.experiments.training.classification import Classification
 
-REVISION = 1  # raise it when a change alters the loss or a metric
+# Raise it when a change alters the loss or a metric.
+# 2: the correlation of windows and parts.
+REVISION = 2
 
 
 class Birds(Classification):
     """Labels alone are trained with; the parts are for the test.
 
     `accuracy` is over the whole test set, `accuracy_kept` without the excluded images, `st<i>_<part>` how often window
-    i contains the part, among the images in which it is visible: all in percent.
+    i contains the part, among the images in which it is visible: all in percent.  `st<i>_<part>_correlation_<axis>` is
+    Pearson's correlation of the middle of window i and the place of the part over these images, from -1 to 1.
     """
+
+    def __init__(self) -> None:
+        self.tested: list[tuple[Tensor, Tensor, Tensor]] = []  # of each batch centres, parts and which are visible
 
     def test(self, network: nn.Module, batch: tuple[Tensor, dict[str, Tensor]]) -> dict[str, Tensor]:
         u, target = batch
@@ -26,13 +34,33 @@ class Birds(Classification):
         metrics = {"error": 100 - right.mean(), "accuracy": right.mean()}
         if (target["kept"] != 1).any():  # where nothing is excluded, every weight is 1
             metrics["accuracy_kept"] = (right * target["kept"]).mean()
-        st_cnn: Any = network.network
+        st_cnn: Any = network.tested
         if isinstance(st_cnn, StCnn):
-            shown = contains(st_cnn.windows(u), target["parts"])
+            windows = st_cnn.windows(u)
+            self.tested.append(((windows[..., :2] + windows[..., 2:]) / 2, target["parts"], target["seen"] > 0))
+            shown = contains(windows, target["parts"])
             shares = (100 * shown.float() * target["seen"][:, None]).mean(0)
             for i, window in enumerate(shares):
                 metrics |= {f"st{i + 1}_{part}": share for part, share in zip(GROUPS, window, strict=True)}
         return metrics
+
+    def after_test(self) -> dict[str, float]:
+        """The correlations, of all the batches since the last call."""
+        if not self.tested:
+            return {}
+        batches, self.tested = self.tested, []
+        centres, parts, seen = (torch.cat(values).cpu().numpy() for values in zip(*batches, strict=True))
+        return {
+            f"st{i + 1}_{part}_correlation_{axis}": correlation(centres[seen[:, p], i, a], parts[seen[:, p], p, a])
+            for i, (p, part), (a, axis) in product(range(centres.shape[1]), enumerate(GROUPS), enumerate("xy"))
+        }
+
+
+def correlation(x: Float[np.ndarray, " n"], y: Float[np.ndarray, " n"]) -> float:
+    """Pearson's r, and 0 where x or y is the same everywhere, up to rounding."""
+    if min(np.ptp(x), np.ptp(y)) < 1e-6:
+        return 0.0
+    return float(np.corrcoef(x, y)[0, 1])
 
 
 def contains(windows: Float[Tensor, "b n 4"], points: Float[Tensor, "b p 2"]) -> Bool[Tensor, "b n p"]:

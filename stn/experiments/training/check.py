@@ -4,17 +4,19 @@ Every key has a value of its type and range; what the names stand for takes thes
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import fields
-from typing import Any, NamedTuple
+from importlib.util import find_spec
+from typing import Any
 
 import torch
 
 from stn.experiments import build
-from stn.experiments.datasets.distortions import is_finite
 from stn.experiments.datasets.voxel import free_bytes
+from stn.experiments.errors import first_line
+from stn.experiments.rules import FLAG, MAPPING, TEXT, Rule, number, one_of, or_null, require, whole
 from stn.experiments.training.environment import pick_device
-from stn.experiments.training.schedule import MOST, Schedule, named_class
+from stn.experiments.training.schedule import RULES, Schedule, named_class
 
 WANDB = "pytorch_lightning.loggers.WandbLogger"
 SIDE_PX = 1024  # the largest side of an image
@@ -23,37 +25,11 @@ COPIES = 3  # of every weight, at least: itself, its gradient, the optimiser's m
 BYTES_PER_PIXEL = 12  # of a training batch, at least: the value and where it is sampled, in float32
 
 
-class Rule(NamedTuple):
-    """Which values a key may have, as a test and in words."""
-
-    fits: Callable[[Any], bool]
-    words: str
-
-
-def whole(least: int, most: int) -> Rule:
-    return Rule(lambda v: type(v) is int and least <= v <= most, f"a whole number, {least} or more, up to {most:,}")
-
-
-def number(least: int | float, most: int | float) -> Rule:
-    return Rule(lambda v: is_finite(v) and least <= v <= most, f"a number, {least:g} or more, up to {most:g}")
-
-
-def one_of(*names: str) -> Rule:
-    return Rule(lambda v: isinstance(v, str) and v in names, f"one of {', '.join(names)}")
-
-
-def or_null(rule: Rule) -> Rule:
-    return Rule(lambda v: v is None or rule.fits(v), f"{rule.words}, or null")
-
-
-FLAG = Rule(lambda v: isinstance(v, bool), "true or false")
-TEXT = Rule(lambda v: isinstance(v, str) and v != "", "a text")
 FOLDER = Rule(lambda v: isinstance(v, str) and v != "" and "\0" not in v, "a folder's path")
 NAMES = Rule(
     lambda v: isinstance(v, str) and NAME.fullmatch(v) is not None,
     "a name of up to 100 letters, digits, '_', '.' and '-', since it names a folder",
 )
-MAPPING = Rule(lambda v: isinstance(v, Mapping), "a mapping")
 
 OWN = {  # every key of conf/config.yaml that is no group's
     "experiment_name": NAMES,
@@ -72,19 +48,16 @@ OWN = {  # every key of conf/config.yaml that is no group's
     "checkpoint_every_s": whole(0, 10**9),
     "deterministic": FLAG,
     "capture": FLAG,
+    "compile": FLAG,
     "pictures": whole(0, 10**6),
+    "validations": whole(0, 10**6),
     "progress": FLAG,
     "smoke": FLAG,
     "logger": or_null(MAPPING),
 }
 GROUPS = {  # keys of the groups; names, and what depends on them, are looked up where they are built
     "data.root": FOLDER,
-    "schedule.steps": whole(1, MOST),
-    "schedule.batch_size": whole(1, MOST),
-    "schedule.block_steps": whole(1, MOST),
-    "schedule.localisation_lr": number(0, 1e6),
-    "schedule.lr_scheduler": or_null(Rule(MAPPING.fits, "a mapping with _target_, an LRScheduler, and its keys")),
-    "schedule.bound": or_null(Rule(MAPPING.fits, "{all: norm} or {localisation: norm, rest: norm}")),
+    "data.parts": FLAG,
     "model.budget": or_null(whole(1, 10**12)),
     "model.width": or_null(number(1e-3, 10**6)),
     "model.dropout": number(0, 0.999),
@@ -101,10 +74,11 @@ GROUPS = {  # keys of the groups; names, and what depends on them, are looked up
     "model.weights": TEXT,
     "model.frozen": or_null(TEXT),
     "model.last": or_null(TEXT),
+    "model.localisation_norm": FLAG,
     "objective.encoder": TEXT,
     "objective.margin": number(0, 1e6),
     "objective.attraction": number(0, 1e6),
-}
+} | {f"schedule.{key}": rule for key, rule in RULES.items()}
 
 
 def check(config: Mapping[str, Any]) -> None:
@@ -120,8 +94,8 @@ def check(config: Mapping[str, Any]) -> None:
         raise ValueError(
             f"schedule.batch_size={schedule.batch_size} has to be a multiple of devices x accumulate = {shares}"
         )
-    if config["logger"] is not None:
-        _check_logger(config["logger"])
+    for name, settings in (config["logger"] or {}).items():
+        _check_logger(f"logger.{name}", settings)
     build.check_objective(config["objective"])
     in_shape, classes = build.shape(config["data"])
     params = _params(config["model"], in_shape, classes)
@@ -149,19 +123,20 @@ def _check_values(config: Mapping[str, Any]) -> None:
         values |= {f"{group}.{key}": value for key, value in config[group].items()}
     for key, value in values.items():
         rule = OWN.get(key) or GROUPS.get(key)
-        if rule is not None and not rule.fits(value):
-            raise ValueError(f"{key}={value!r:.100} has to be {rule.words}")
+        if rule is not None:
+            require(rule, key, value)
 
 
-def _check_logger(settings: Mapping[str, Any]) -> None:
-    if settings.get("_target_") == WANDB:
+def _check_logger(name: str, settings: Any) -> None:
+    if isinstance(settings, Mapping) and settings.get("_target_") == WANDB:
         for key, rule in {"project": TEXT, "settings": MAPPING}.items():
-            if not rule.fits(settings.get(key)):
-                raise ValueError(f"logger.{key}={settings.get(key)!r} has to be {rule.words}, or logger=none")
+            require(rule, f"{name}.{key}", settings.get(key), ", or logger=none")
     else:
         from pytorch_lightning.loggers import Logger  # takes seconds to load
 
-        named_class(settings, "logger", Logger)
+        named_class(settings, name, Logger)
+        if name == "logger.tensorboard" and not find_spec("tensorboard"):
+            raise ValueError(f"{name} is not installed: pip install '.[tensorboard]'")
 
 
 def _params(model: Mapping[str, Any], in_shape: tuple[int, ...], classes: int) -> int:
@@ -176,8 +151,9 @@ def _params(model: Mapping[str, Any], in_shape: tuple[int, ...], classes: int) -
     except NotImplementedError:  # a layer that cannot be built without memory
         return 0
     except (TypeError, AttributeError, LookupError, RuntimeError, ArithmeticError, AssertionError) as error:
-        why = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"model.name={model['name']} cannot be built for inputs of {list(in_shape)}: {why}") from None
+        raise ValueError(
+            f"model.name={model['name']} cannot be built for inputs of {list(in_shape)}: {first_line(error)}"
+        ) from None
     return sum(p.numel() for p in network.parameters())
 
 

@@ -1,13 +1,26 @@
 """Checkpoints that a kill at any moment cannot spoil, and that load plain values only."""
 
+import io
 import time
 import zipfile
 from pathlib import Path
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.plugins.io import TorchCheckpointIO
 
+from stn.experiments.errors import first_line, writing
 from stn.experiments.results import records
+
+
+class InPlace(TorchCheckpointIO):
+    """Writes where it is told to; Lightning's own goes through the temporary folder, which may be full."""
+
+    def save_checkpoint(self, checkpoint, path, storage_options=None) -> None:
+        content = io.BytesIO()
+        torch.save(checkpoint, content)  # to a full disk it would write its way into a RuntimeError
+        with writing(Path(path)), open(path, "wb") as file:
+            file.write(content.getbuffer())
 
 
 class Checkpoint(pl.Callback):
@@ -37,10 +50,15 @@ class Checkpoint(pl.Callback):
     def save(self, trainer: pl.Trainer) -> None:
         """Write the checkpoint now."""
         scratch = self.path.with_suffix(".tmp")
-        scratch.unlink(missing_ok=True)
-        trainer.save_checkpoint(scratch)
-        if trainer.is_global_zero:
-            records.commit(scratch, self.path)
+        if trainer.is_global_zero:  # another process, a little later, would delete what this one has written
+            scratch.unlink(missing_ok=True)
+        try:
+            trainer.save_checkpoint(scratch)
+            if trainer.is_global_zero:
+                records.commit(scratch, self.path)
+        finally:
+            if trainer.is_global_zero:
+                scratch.unlink(missing_ok=True)
         self.note(trainer, trainer.lightning_module)
         self.last = time.monotonic()
 
@@ -64,7 +82,7 @@ def check(path: Path, run: str | None = None) -> None:
         state = torch.load(path, map_location="cpu", weights_only=True)
         missing = {"state_dict", "optimizer_states", "loops", "curve", "seconds"} - set(state)
     except Exception as error:  # the unpickler meets arbitrary bytes, and raises whatever they lead to
-        raise ValueError(f"the checkpoint {path} is damaged ({_first_line(error)}): {remedy}") from None
+        raise ValueError(f"the checkpoint {path} is damaged ({first_line(error)}): {remedy}") from None
     if missing:
         raise ValueError(f"the checkpoint {path} lacks {', '.join(sorted(missing))}: {remedy}")
     if run is not None and state.get("id", run) != run:  # one that was written before ids were has none
@@ -73,7 +91,3 @@ def check(path: Path, run: str | None = None) -> None:
     for name, value in weights.items():
         if not isinstance(value, torch.Tensor) or not value.isfinite().all():
             raise ValueError(f"the checkpoint {path} holds weights that are no numbers, {name}: {remedy}")
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0][:100] or type(error).__name__

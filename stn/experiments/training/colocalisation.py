@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from stn.experiments import zoo
 from stn.experiments.command import ROOT
-from stn.experiments.datasets.colocalisation import CommonDigit
-from stn.experiments.datasets.distortions import DIGIT_PX
+from stn.experiments.datasets import DIGIT_PX
+from stn.experiments.datasets.colocalisation import Boxes, CommonDigit
 from stn.experiments.datasets.mnist import load_digits
 from stn.transformer import trace
 
@@ -18,8 +18,6 @@ Crops = Float[Tensor, "b 1 28 28"]
 DIGITS = 1000  # that scale the encoder's layers
 TRAIN = "experiment=mnist_cnn data/distortion=r schedule=fast_sgd"  # the encoder that conf/objective names
 REVISION = 1  # raise it when a change alters the loss or a metric
-
-Boxes = Float[Tensor, "b 4"]  # left, top, right, bottom in px
 
 
 class TripletHinge:
@@ -75,6 +73,10 @@ class TripletHinge:
         u, box = batch
         (warp,) = trace(network, u)
         return {"accuracy": 100 * (iou(window(warp.theta, u.shape[-1]), box) > 0.5).float().mean()}
+
+    def after_test(self) -> dict[str, float]:
+        """None."""
+        return {}
 
     def checksums(self) -> dict[str, str]:
         """sha256 of the encoder's weights, for the record."""

@@ -2,7 +2,8 @@
 
 For networks of this size a trainer's work per step costs more than the step.  One Lightning epoch is therefore a block
 of `schedule.block_steps` steps in a plain loop, with data that is made on the device; everything else of Lightning
-(checkpoints, callbacks, loggers, devices) works as usual, once per block.
+(checkpoints, callbacks, loggers, devices) works as usual, once per block.  Its ModelCheckpoint and WeightAveraging do
+not: they count steps that Lightning takes, and here it takes none.  Hence validation.py and PyTorch's AveragedModel.
 """
 
 import hashlib
@@ -14,18 +15,19 @@ import torch
 import torch.distributed as dist
 from pytorch_lightning.strategies import DDPStrategy
 from torch import Generator, Tensor, nn
-from torch.utils.data import DataLoader
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from stn.experiments.training.capture import Captured
 from stn.experiments.training.clock import Clock
-from stn.experiments.training.schedule import Schedule, takes_rate_from_device
+from stn.experiments.training.schedule import Schedule, sets_rates_alone, takes_rate_from_device
 from stn.experiments.training.step import Objective, step
 
 
 @runtime_checkable
 class Batches(Protocol):
-    """What a data set has to offer: training batches that a generator draws, and the test set in batches, on the CPU.
+    """What a data set has to offer: training batches that a generator draws, and the test set in batches.
 
+    Test batches are on the CPU, or where `to` has moved the data.
     `synthetic` says that the data were generated, not collected; `on_device` that a batch is drawn without the host, so
     that a step can be captured; `in_shape` and `classes` are what a network is built for.
     """
@@ -92,8 +94,9 @@ class Training(pl.LightningModule):
     Lightning's epoch e is the block of steps [e block_steps, (e + 1) block_steps).  With several processes each draws
     the whole batch and takes its share; a share is worked on in `accumulate` parts, whose gradients are averaged.
     `precision` is fp32, or bf16 for the network under autocast.  On a GPU a step is captured as a CUDA graph where its
-    batches are drawn on the device, one process trains and the optimiser takes its rate from a tensor, unless `capture`
-    is false.
+    batches are drawn on the device, one process trains, and what changes over the steps is the rate alone, which the
+    optimiser takes from a tensor; unless `capture` is false.  With `compile` the network is compiled for training; the
+    test, and what looks at it, run it as it is.
     """
 
     def __init__(
@@ -106,6 +109,7 @@ class Training(pl.LightningModule):
         precision: str,
         accumulate: int = 1,
         capture: bool = True,
+        compile: bool = False,
     ):
         super().__init__()
         self.automatic_optimization = False
@@ -113,6 +117,9 @@ class Training(pl.LightningModule):
         for p in network.parameters():
             if p.dim() == 4:  # a volume's convolutions have no such format
                 p.data = p.data.to(memory_format=torch.channels_last)
+        ema = schedule.ema
+        self.averaged = None if ema is None else AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(ema))
+        self.compiled = torch.compile(network.forward) if compile else None
         self.data = data
         self.objective = objective
         self.schedule = schedule
@@ -132,10 +139,16 @@ class Training(pl.LightningModule):
         optimizers = self.schedule.optimizers(self.network)
         return optimizers, self.schedule.schedulers(optimizers)
 
+    @property
+    def tested(self) -> nn.Module:
+        """The network that is tested and kept: with averaged weights where the schedule asks for them."""
+        return self.network if self.averaged is None else self.averaged.module
+
     def forward(self, u: Tensor) -> Tensor:
+        network = (self.compiled or self.network) if self.training else self.tested
         # autocast per call, not per block: it caches the bf16 copies of the weights until it is left
         with torch.autocast(u.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-            output = self.network(u).float()
+            output = network(u).float()
         if not self.training:  # an argmax would make 90 % error of NaN, and nobody would notice
             self.check({"the output in the test": output}, self.schedule.steps - 1)
         return output
@@ -157,8 +170,8 @@ class Training(pl.LightningModule):
             for group in optimizer.param_groups if takes_rate_from_device(optimizer) else ():
                 group["lr"] = torch.tensor(float(group["lr"]), device=self.device)
 
-    def train_dataloader(self) -> DataLoader:
-        return DataLoader(range(1), batch_size=None)  # type: ignore[arg-type]  # one "batch" an epoch: the block
+    def train_dataloader(self) -> Iterable[int]:
+        return range(1)  # one "batch" an epoch: the block
 
     def taker(self, generator: Generator) -> Callable[[], dict[str, Tensor]]:
         """What takes one step with the batches that a generator draws."""
@@ -174,8 +187,9 @@ class Training(pl.LightningModule):
     @property
     def replays(self) -> bool:
         """Whether a step is captured: on a GPU, with everything that it needs on it, and with no other process."""
-        alone = self.trainer.world_size == 1 and all(map(takes_rate_from_device, self.trainer.optimizers))
-        return self.capture and alone and self.data.on_device and on_gpu(self.device)
+        schedulers = [config.scheduler for config in self.trainer.lr_scheduler_configs]
+        rates = all(map(takes_rate_from_device, self.trainer.optimizers)) and all(map(sets_rates_alone, schedulers))
+        return self.capture and rates and self.trainer.world_size == 1 and self.data.on_device and on_gpu(self.device)
 
     def steps_of(self, block: int) -> Callable[[], dict[str, Tensor]]:
         """What takes a step of a block; on a GPU one graph serves all blocks."""
@@ -185,7 +199,7 @@ class Training(pl.LightningModule):
             return self.taker(Generator(self.device).manual_seed(seed))
         if self.captured is None:
             generator = Generator(self.device)
-            self.captured = Captured(self.taker(generator), generator)
+            self.captured = Captured(self.taker(generator), generator, self.trainer.optimizers)
         self.captured.generator.manual_seed(seed)
         return self.captured
 
@@ -204,6 +218,8 @@ class Training(pl.LightningModule):
                 raise Diverged(first + bad, loss[bad].item())
         # a checkpoint is of numbers alone, and the last step has no loss after it
         self.check({f"the weights {key}": value for key, value in self.network.state_dict().items()}, last - 1)
+        if self.averaged is not None:
+            self.averaged.update_parameters(self.network)
         self.session["to"] = last
         self.curve.append({"step": last, **{name: block.mean().item() for name, block in curve.items()}, "lr": lr})
 
@@ -228,6 +244,9 @@ class Training(pl.LightningModule):
     def test_step(self, batch: tuple[Tensor, Any], batch_idx: int) -> None:
         for name, value in self.objective.test(self, batch).items():
             self.log(f"test/{name}", value, batch_size=len(batch[0]), logger=False)
+
+    def on_test_epoch_end(self) -> None:
+        self.log_dict({f"test/{name}": value for name, value in self.objective.after_test().items()}, logger=False)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["curve"], checkpoint["sessions"] = self.curve, self.sessions

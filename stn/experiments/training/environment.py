@@ -33,7 +33,7 @@ def pick_device(name: str) -> torch.device:
     return torch.device("cuda", torch.cuda.current_device())
 
 
-def place(job: int) -> None:
+def take_card(job: int) -> None:
     """Give job number `job` of a sweep a card of its own as far as they go: the next one, and round again.
 
     A launcher that hands each job its card (Ray, SLURM) shows it one alone, so that this changes nothing there.

@@ -1,12 +1,12 @@
 """A run before it trains: checked, named, and finished already or locked.  Loads PyTorch, but nothing that trains."""
 
-import hashlib
 import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from stn.experiments import build, command, identity
+from stn.experiments.datasets.fetch import sha256
 from stn.experiments.results import records
 from stn.experiments.training.check import check
 from stn.experiments.training.environment import rank
@@ -14,11 +14,6 @@ from stn.experiments.training.lock import locked
 from stn.experiments.training.schedule import Schedule
 
 log = logging.getLogger(__name__)
-PRIVATE = (
-    "runs_dir",
-    "data.root",
-    "objective.root",
-)  # overrides that are paths of this machine: in no record, not sent
 
 
 @dataclass(frozen=True)
@@ -46,8 +41,7 @@ def plan(config: dict[str, Any], overrides: list[str]) -> Job:
         also["smoke"] = True
     name = (config["experiment_name"], config["schedule_name"], config["seed"], groups)
     digits = identity.of(*name, revisions, **also)
-    words = [word for word in overrides if word.lstrip("+").split("=")[0] not in PRIVATE]
-    return Job(config, words, groups, revisions, identity.run_name(*name, digits))
+    return Job(config, identity.public(overrides), groups, revisions, identity.run_name(*name, digits))
 
 
 def schedule_of(config: dict[str, Any]) -> Schedule:
@@ -69,6 +63,7 @@ def run(config: dict[str, Any], overrides: list[str], wait_s: int | float = 0) -
     if rank() > 0:  # a process that the first one started: it trains its share, and that is all
         train(job)
         return {}
+    build.ensure(job.config["data"], job.config["data"]["root"])  # before a folder is made
     with locked(job.folder, wait_s):
         command.tell_when_stopped(lambda: safe(job))
         return finished(job) or train(job)
@@ -90,7 +85,7 @@ def finished(job: Job) -> records.Record | None:
         raise ValueError(f"{job.id} failed before: {record['failure']}; delete {job.folder} to try again")
     if not weights.exists():  # as after `bundle.py merge`
         log.warning("%s: its weights are not here; delete %s and run it again to make them", job.id, path)
-    elif record.get("weights_sha256") not in (None, hashlib.sha256(weights.read_bytes()).hexdigest()):
+    elif record.get("weights_sha256") not in (None, sha256(weights)):
         raise ValueError(f"the weights {weights} are not those of the record: delete {path} and run it again")
     return record
 
@@ -99,7 +94,7 @@ def summary(record: records.Record) -> str:
     """finished, test/error 1.23 % / failed: why."""
     if record["status"] == "failed":
         return f"failed: {record['failure']}"
-    return "finished, " + ", ".join(f"{key} {value:.2f} %" for key, value in record["metrics"].items())
+    return "finished, " + ", ".join(f"{key} {value:.2f}{records.unit(key)}" for key, value in record["metrics"].items())
 
 
 def safe(job: Job) -> str:

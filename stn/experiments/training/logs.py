@@ -1,43 +1,69 @@
-"""What a run sends to its loggers: one row per block, and now and then a picture of input, grid and output."""
+"""What a run sends to its loggers: one row per block, and now and then a picture of input, grid, output and class."""
 
-import logging
-import os
 from functools import reduce
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytorch_lightning as pl
 import torch
-from hydra.utils import get_class, instantiate
+from hydra.utils import instantiate
 from PIL import Image
-from pytorch_lightning.loggers import WandbLogger
-from torch import Tensor
+from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
+from torch import Tensor, nn
 
 from stn import Affine
 from stn.experiments import draw
+from stn.experiments.results import records
+from stn.experiments.training import wandb_run
+from stn.experiments.training.answers import Answers, names
+from stn.experiments.training.check import WANDB
+from stn.experiments.training.validation import due
 from stn.transformer import Warp, trace
 
-SUMMARY = ("status", "params", "seconds", "samples_per_s", "failed_step")  # of the record, next to its metrics
-log = logging.getLogger(__name__)
+SIDE_PX = 112
 
 
 class Log(pl.Callback):
-    """After each block its entry of the curve; `pictures` times, evenly over training, how the probe is warped."""
+    """After each block its entry of the curve; `pictures` times, evenly over training, how the probe is warped.
 
-    def __init__(self, probe: Tensor, pictures: int):
+    `labels` are the probe's classes, None where it has none.
+    """
+
+    def __init__(self, probe: Tensor, labels: Tensor | None, pictures: int):
         self.probe = probe
+        self.labels = labels
         self.pictures = pictures
 
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx) -> None:
         entry = dict(module.curve[-1])
         step = int(entry.pop("step"))
-        done, blocks = module.current_epoch + 1, module.schedule.blocks
-        picture_due = done * self.pictures // blocks > (done - 1) * self.pictures // blocks
         for logger in trainer.loggers:
             logger.log_metrics(entry, step=step)
-            if picture_due and isinstance(logger, WandbLogger):
-                for key, picture in pictures(trace(module.network, self.probe.to(module.device))).items():
-                    logger.log_image(key, [picture], step=step)
+        if trainer.loggers and due(self.pictures, module.current_epoch, module.schedule.blocks):
+            for key, picture in look(module.network, self.probe.to(module.device), self.labels).items():
+                for logger in trainer.loggers:
+                    log_picture(logger, key, picture, step)
+
+
+def log_picture(logger: Logger, key: str, picture: Image.Image, step: int) -> None:
+    """A picture to a logger that takes some."""
+    if isinstance(logger, WandbLogger):
+        logger.log_image(key, [picture], step=step)
+    elif isinstance(logger, TensorBoardLogger):
+        logger.experiment.add_image(key, np.asarray(picture), step, dataformats="HWC")
+
+
+def look(network: nn.Module, u: Tensor, labels: Tensor | None) -> dict[str, Image.Image]:
+    """What a network's transformers do to a batch, by name, and below it the predicted classes where it has labels."""
+    outputs: list[Tensor] = []
+    hook = network.register_forward_hook(lambda module, inputs, output: outputs.append(output))
+    found = pictures(trace(network, u))
+    hook.remove()
+    if labels is None:
+        return found
+    strip = draw.stack([draw.classes(names(outputs[0].argmax(-1)), names(labels), SIDE_PX)])
+    return {key: draw.below(picture, strip) for key, picture in found.items()}
 
 
 def pictures(warps: list[Warp]) -> dict[str, Image.Image]:
@@ -51,7 +77,7 @@ def pictures(warps: list[Warp]) -> dict[str, Image.Image]:
         found[f"{warp.name}/warp"] = rows(warp.u, warp.source, warp.v)
     if len(images) == 1 < len(warps):  # in series: the others act on feature maps of the first one's output
         theta = reduce(Affine().compose, [warp.theta for warp in warps]).view(-1, 2, 3)
-        boxes = [draw.box_tile(u, m, 112) for u, m in zip(warps[0].u, theta, strict=True)]
+        boxes = [draw.box_tile(u, m, SIDE_PX) for u, m in zip(warps[0].u, theta, strict=True)]
         found["composed/box"] = draw.stack([boxes])
     return found
 
@@ -59,58 +85,31 @@ def pictures(warps: list[Warp]) -> dict[str, Image.Image]:
 def windows(warps: list[Warp]) -> Image.Image:
     """One row: the inputs, and on them what each of several parallel transformers frames (Table 3 right)."""
     frames = torch.stack([torch.cat([w.source.amin(1), w.source.amax(1)], dim=1) for w in warps], dim=1)
-    return draw.stack([[draw.boxes(u, boxes, 112) for u, boxes in zip(warps[0].u, frames, strict=True)]])
+    return draw.stack([[draw.boxes(u, boxes, SIDE_PX) for u, boxes in zip(warps[0].u, frames, strict=True)]])
 
 
-def make_logger(settings: dict[str, Any], folder: Path, config: dict[str, Any], group: str) -> Any:
-    """The logger of a config's `logger`, which writes below `folder`; a W&B run also gets `config` and its group."""
-    if issubclass(get_class(settings["_target_"]), WandbLogger):
-        return wandb_logger(settings["project"], settings["settings"], folder, config, group)
-    return instantiate(settings, save_dir=folder)
+def make_loggers(
+    settings: dict[str, Any], folder: Path, config: dict[str, Any], record: records.Record
+) -> list[Logger]:
+    """The loggers of a config's `logger`, which write below `folder`; each also gets the config."""
+    found: list[Logger] = []
+    for one in settings.values():
+        if one["_target_"] == WANDB:
+            found.append(wandb_run.begin(one["project"], one["settings"], folder, config, record))
+        else:
+            found.append(instantiate(one, save_dir=folder))
+            found[-1].log_hyperparams(config)
+    return found
 
 
-def wandb_logger(
-    project: str, settings: dict[str, Any], folder: Path, config: dict[str, Any], group: str
-) -> WandbLogger:
-    """The W&B run of this folder, whose name is its id: a killed run that goes on continues the same W&B run.
-
-    Offline where no account is set up, and, after one line that says so, where the server does not answer or refuses.
-    """
-    os.environ.setdefault("WANDB_SILENT", "true")
-    import wandb
-
-    # the agent of a W&B sweep names its runs itself
-    name = {} if "WANDB_SWEEP_ID" in os.environ else {"id": folder.name, "name": folder.name}
-    run: dict[str, Any] = {
-        "project": project, "settings": settings, "dir": folder, "config": config, "group": group, "resume": "allow",
-        **name,
-    }  # fmt: skip
-    try:
-        if "WANDB_MODE" not in os.environ:
-            run["mode"] = "online" if wandb.login(prompt=False) else "offline"
-        experiment = wandb.init(**run)
-    except (wandb.Error, ValueError) as error:
-        log.warning("%s", _unsent(" ".join(str(error).split()), folder))
-        wandb.teardown()
-        experiment = wandb.init(**run | {"mode": "offline"})
-    experiment.define_metric("trainer/global_step")
-    experiment.define_metric("*", step_metric="trainer/global_step", step_sync=True)
-    return WandbLogger(experiment=experiment)
-
-
-def finish(logger: Any, record: dict[str, Any], folder: Path) -> None:
+def finish(
+    loggers: list[Logger], record: records.Record, row: dict[str, Any] | None, answers: Answers, folder: Path
+) -> None:
     """The record's figures, as the last of a logged run."""
-    logger.log_metrics(record["metrics"], step=record["steps"])
-    if not isinstance(logger, WandbLogger):
-        return logger.finalize(record["status"])
-    try:
-        run = logger.experiment
-        run.summary.update({key: record[key] for key in SUMMARY if key in record})
-        run.finish(exit_code=0 if record["status"] == "finished" else 1)
-    except Exception as error:  # of a server that has gone or of wandb's own process: the record is written already
-        log.warning("%s", _unsent(" ".join(str(error).split()) or type(error).__name__, folder))
-    return None
-
-
-def _unsent(why: str, folder: Path) -> str:
-    return f"W&B: {why}; the run stays on disk: send it later with `wandb sync {folder}/wandb/*run-*`"
+    for logger in loggers:
+        if record["metrics"]:
+            logger.log_metrics(record["metrics"], step=record["steps"])
+        if isinstance(logger, WandbLogger):
+            wandb_run.end(logger, record, row, answers, folder)
+        else:
+            logger.finalize(record["status"])

@@ -6,6 +6,10 @@ import threading
 import pytorch_lightning as pl
 from tqdm import tqdm
 
+TRAINING = (
+    "{l_bar}{bar}| {n_fmt}/{total_fmt} [{remaining} left{postfix}, {rate_fmt}]"  # narrow terminals cut the end off
+)
+
 
 class Progress(pl.Callback):
     """A bar with the time left and what the objective reports of the last block.
@@ -19,7 +23,10 @@ class Progress(pl.Callback):
     def on_train_start(self, trainer, module) -> None:
         done = trainer.current_epoch * module.schedule.block_steps
         module.done = done
-        self.open(lambda: module.done, total=module.schedule.steps, initial=done, desc=self.name, unit="step")
+        self.open(
+            lambda: module.done, total=module.schedule.steps, initial=done, desc=self.name, unit="step",
+            bar_format=TRAINING,
+        )  # fmt: skip
 
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx) -> None:
         entry = module.curve[-1]

@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 import math
+import os
 import signal
 import threading
 import time
@@ -13,19 +14,20 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from safetensors.torch import save
+from pytorch_lightning.loggers import Logger
 
-from stn.experiments import build, identity
+from stn.experiments import build, command, identity
 from stn.experiments.networks.sizing import num_params
 from stn.experiments.results import records
 from stn.experiments.training import checkpoint, environment
+from stn.experiments.training.answers import Answers, labels_of
 from stn.experiments.training.engine import Diverged, Replicas, Training
 from stn.experiments.training.health import Health
-from stn.experiments.training.job import Job, plan, run, schedule_of, summary
-from stn.experiments.training.logs import Log, finish, make_logger
+from stn.experiments.training.job import Job, schedule_of, summary
+from stn.experiments.training.logs import Log, finish, make_loggers
 from stn.experiments.training.progress import Progress
+from stn.experiments.training.validation import Validation, weights
 
-__all__ = ["Job", "build_training", "plan", "run", "schedule_of", "train"]
 log = logging.getLogger(__name__)
 PROBE = 8  # test images whose warp is drawn
 LOADED = time.time()  # a sweep's first run in a process has to wait for PyTorch and Lightning, the others have not
@@ -40,7 +42,7 @@ def build_training(config: dict[str, Any]) -> Training:
     objective = build.objective(
         config["objective"], precision=precision, runs=config["runs_dir"], data_root=config["data"]["root"]
     )
-    how = config["accumulate"], config["capture"]
+    how = config["accumulate"], config["capture"], config["compile"]
     return Training(network, data, objective, schedule_of(config), config["seed"], precision, *how)
 
 
@@ -54,7 +56,7 @@ def train(job: Job) -> records.Record:
     record = describe(job, module, device)
     module.where = {key: record[key] for key in ("commit", "dirty", "device", "threads")}
     first = environment.rank() == 0
-    logger = None
+    loggers: list[Logger] = []
     if first:
         sent = shareable(job.config)
         records.replace(job.folder / "config.json", json.dumps(sent, indent=1))
@@ -62,34 +64,36 @@ def train(job: Job) -> records.Record:
             "%s: %d parameters, %d steps of %d images; everything goes to %s",
             job.id, record["params"], record["steps"], module.schedule.batch_size, job.folder,
         )  # fmt: skip
-        if job.config["logger"] is not None:
-            sent |= {key: record[key] for key in ("commit", "dirty", "params", "steps")}
-            group = (job.config.get("table") or {}).get("name", job.config["experiment_name"])
-            logger = make_logger(job.config["logger"], job.folder, sent, group)
-    bar = [Progress(job.id)] if first and job.config["progress"] else []
+        sent |= {key: record[key] for key in ("commit", "dirty", "params", "steps")}
+        loggers = make_loggers(job.config["logger"] or {}, job.folder, sent, record)
+    answers = Answers()
+    bar = [Progress(job.id.rpartition("-")[0])] if first and job.config["progress"] else []
     try:
-        fit(job, module, device, record, logger, bar)
+        fit(job, module, device, record, loggers, bar)
         if first:
-            record |= {"status": "finished", "metrics": test(job, module, device, bar)}
+            record |= {"status": "finished", "metrics": test(job, module, device, [answers, *bar])}
     except Diverged as error:
         record |= {"status": "failed", "failure": str(error), "failed_step": error.step}
         raise
     except RuntimeError as error:
+        # PyTorch has no class of its own for this error: only its text tells it from another
         if not (job.config["deterministic"] and "deterministic" in str(error)):
             raise
         raise ValueError(
-            f"deterministic=true cannot be kept here: {str(error).split('.')[0]}; leave it out, or choose device=cpu"
+            f"deterministic=true cannot be kept here: {str(error).split(',')[0]}; leave it out, or choose device=cpu"
         ) from None
     finally:
         if first and record["status"] != "unfinished":
             keep(job, module, record)
-        if logger is not None:
-            finish(logger, record, job.folder)
+        finish(loggers, record, job.config["row"], answers, job.folder)
     return record
 
 
-class Sigterm(pl.Callback):
-    """Puts back the handler of SIGTERM (command.py): Lightning sets its own just before these hooks."""
+class Signals(pl.Callback):
+    """Puts back the handler of SIGTERM (command.py), since Lightning sets its own just before these hooks.
+
+    Where the first of several processes ends before its time, it ends the others, too.
+    """
 
     def setup(self, trainer: pl.Trainer, module: pl.LightningModule, stage: str) -> None:
         self.handler = signal.getsignal(signal.SIGTERM)
@@ -100,6 +104,10 @@ class Sigterm(pl.Callback):
 
     def on_test_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         self.on_train_start(trainer, module)
+
+    def on_exception(self, trainer: pl.Trainer, module: pl.LightningModule, exception: BaseException) -> None:
+        if (launcher := trainer.strategy.launcher) is not None:
+            launcher.kill(signal.SIGTERM)
 
 
 def trainer(
@@ -113,22 +121,33 @@ def trainer(
         enable_progress_bar=False,
         enable_model_summary=False,
         default_root_dir=job.folder,
-        callbacks=[Sigterm(), *callbacks],
+        callbacks=[Signals(), *callbacks],
+        plugins=[checkpoint.InPlace()],
         **more,
     )
 
 
 def fit(
-    job: Job, module: Training, device: torch.device, record: records.Record, logger: Any, bar: list[Progress]
+    job: Job, module: Training, device: torch.device, record: records.Record, loggers: list[Logger], bar: list[Progress]
 ) -> None:
     """All blocks from the last checkpoint on; the last one leaves a checkpoint, too."""
     config = job.config
-    probe = next(iter(module.data.test_batches()))[0][:PROBE]
+    u, target = next(iter(module.data.test_batches()))
+    probe, labels = u[:PROBE], labels_of(target)
     saver = checkpoint.Checkpoint(job.folder / "checkpoint.ckpt", config["checkpoint_every_s"], record)
-    callbacks: list[pl.Callback] = [Health(probe), Log(probe, config["pictures"]), saver, *bar]
+    times = config["validations"] if config["data"].get("test_split") == "valid" else 0
+    callbacks: list[pl.Callback] = [
+        Health(probe),
+        Validation(times, job.folder / "best.safetensors"),
+        Log(probe, None if labels is None else labels[:PROBE], config["pictures"]),
+        saver,
+        *bar,
+    ]
     strategy: Any = "auto"
     if config["devices"] > 1:
         strategy = Replicas(process_group_backend=None if device.type == "cuda" else "gloo")
+        if environment.rank() == 0:
+            os.environ.update(command.child())  # for the processes that Lightning starts
     resume = None
     if saver.path.exists():
         checkpoint.check(saver.path, job.id)
@@ -136,18 +155,18 @@ def fit(
         log.info("%s: goes on from %s", job.id, saver.path)
     one = trainer(
         job, device, callbacks, config["devices"], strategy=strategy, max_epochs=module.schedule.blocks,
-        logger=logger or False, log_every_n_steps=1,
+        logger=loggers, log_every_n_steps=1,
     )  # fmt: skip
     one.fit(module, ckpt_path=resume, weights_only=True)
     saver.save(one)
 
 
-def test(job: Job, module: Training, device: torch.device, bar: list[Progress]) -> dict[str, float]:
+def test(job: Job, module: Training, device: torch.device, callbacks: list[pl.Callback]) -> dict[str, float]:
     """The metrics over the test set, on one device, so that no image counts twice.
 
     Raises Diverged where one is no number.
     """
-    tester = trainer(job, device, bar, logger=False)
+    tester = trainer(job, device, callbacks, logger=False)
     tester.test(module, verbose=False)
     metrics = {key: round(value.item(), 4) for key, value in tester.callback_metrics.items()}
     for key, value in metrics.items():
@@ -199,8 +218,7 @@ def keep(job: Job, module: Training, record: records.Record) -> None:
         "curve": rounded,
     }
     if record["status"] == "finished":
-        state = {name: value.contiguous() for name, value in module.network.state_dict().items()}
-        content = save(state, metadata={"id": job.id})
+        content = weights(module.tested, job.id)
         records.replace(job.folder / "weights.safetensors", content)
         record["weights_sha256"] = hashlib.sha256(content).hexdigest()
     records.write(job.folder / "result.json", record)

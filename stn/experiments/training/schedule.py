@@ -12,7 +12,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from stn.experiments.datasets.distortions import is_finite
+from stn.experiments.rules import MAPPING, POSITIVE, Rule, below, is_finite, or_null, require, whole
 from stn.experiments.training.step import Bound
 from stn.transformer import SpatialTransformer
 
@@ -20,6 +20,22 @@ BOUNDS = ("all", "localisation", "rest")
 MOST = 10**9  # steps, and images of a batch
 RATES = ("lr", "weight_decay", "momentum")
 LARGE = 1e16  # a rate of which no record is believed
+
+
+def _is_bound(value: Any) -> bool:
+    named = isinstance(value, Mapping) and set(value) <= set(BOUNDS)
+    return value is None or (named and not ("all" in value and len(value) > 1))
+
+
+RULES = {  # of a config's `schedule`
+    "steps": whole(1, MOST),
+    "batch_size": whole(1, MOST),
+    "block_steps": whole(1, MOST),
+    "lr_scheduler": or_null(Rule(MAPPING.fits, "a mapping with _target_, an LRScheduler, and its keys")),
+    "localisation_lr": below(LARGE),
+    "ema": or_null(Rule(lambda v: is_finite(v) and 0 < v < 1, "a number above 0 and below 1")),
+    "bound": Rule(_is_bound, "null, {all: norm} or {localisation: norm, rest: norm}"),
+}
 
 
 def parameters(network: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
@@ -35,7 +51,12 @@ def takes_rate_from_device(optimizer: Optimizer) -> bool:
 
     SGD, Adam and AdamW do so fused; Muon and the loops over tensors make it a number first.
     """
-    return bool(optimizer.defaults.get("fused") or optimizer.defaults.get("capturable"))
+    return bool(optimizer.defaults.get("fused"))
+
+
+def sets_rates_alone(scheduler: LRScheduler) -> bool:
+    """Whether it leaves the momentum, a number, as it is: OneCycleLR and CyclicLR do only with cycle_momentum=False."""
+    return not getattr(scheduler, "cycle_momentum", False)
 
 
 def named_class(config: Any, key: str, base: type) -> tuple[type, dict[str, Any]]:
@@ -80,7 +101,8 @@ class Schedule:
     `optimizer` is a class of torch.optim with its arguments; `others`, one more of those, is for the parameters that
     are no matrices, which Muon does not take.  `lr_scheduler` is a class of torch.optim.lr_scheduler, or None for a
     constant rate; what it asks of the run and its config leaves out (total_steps, T_max, max_lr) is filled in.
-    `localisation_lr` multiplies the rate of the localisation networks.  `bound` holds the largest norms of the
+    `localisation_lr` multiplies the rate of the localisation networks.  `ema` asks for averaged weights, an exponential
+    moving average over the ends of blocks with this decay.  `bound` holds the largest norms of the
     gradient: of all parameters together (`all`), or apart of the localisation networks and the `rest`.
     """
 
@@ -91,34 +113,25 @@ class Schedule:
     lr_scheduler: Mapping[str, Any] | None = None
     localisation_lr: int | float = 1.0
     bound: Mapping[str, Any] | None = None
+    ema: float | None = None
 
     def __post_init__(self) -> None:
-        for key in ("steps", "batch_size", "block_steps"):
-            value = getattr(self, key)
-            if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MOST:
-                raise ValueError(f"schedule.{key}={value!r} has to be a whole number, 1 or more, up to {MOST:,}")
+        for name, rule in RULES.items():
+            require(rule, f"schedule.{name}", getattr(self, name))
         _, settings = _class(self.optimizer, "optimizer", Optimizer)
-        numbers = {"schedule.localisation_lr": self.localisation_lr}
+        numbers: dict[str, Any] = {}
         for name, given in (("optimizer", settings), ("optimizer.others", settings.get("others") or {})):
             numbers |= {f"{name}.{key}": given[key] for key in RATES if isinstance(given, Mapping) and key in given}
         for key, value in numbers.items():
-            below = 1 if key.endswith("momentum") else LARGE
-            if not is_finite(value) or not 0 <= value < below:
-                raise ValueError(f"{key}={value!r} has to be a number, 0 or more and below {below:g}")
+            require(below(1 if key.endswith("momentum") else LARGE), key, value)
         for name, given in (("optimizer", self.optimizer), ("schedule.lr_scheduler", self.lr_scheduler)):
             for key, value in given.items() if isinstance(given, Mapping) else ():
                 if isinstance(value, float) and not is_finite(value):
                     raise ValueError(
                         f"{name}.{key}={value} leads to a learning rate that is no finite number: change it"
                     )
-        bound = {} if self.bound is None else self.bound
-        if not isinstance(bound, Mapping) or not set(bound) <= set(BOUNDS) or ("all" in bound and len(bound) > 1):
-            raise ValueError(
-                f"schedule.bound={self.bound!r} has to be null, {{all: norm}} or {{localisation: norm, rest: norm}}"
-            )
-        for key, norm in bound.items():
-            if not is_finite(norm) or not norm > 0:
-                raise ValueError(f"schedule.bound.{key}={norm!r} has to be a number above 0")
+        for key, norm in (self.bound or {}).items():
+            require(POSITIVE, f"schedule.bound.{key}", norm)
         self._rehearse()
 
     def _rehearse(self) -> None:
@@ -165,8 +178,6 @@ class Schedule:
         asked = inspect.signature(kind).parameters
         if "fused" in asked:
             settings.setdefault("fused", True)
-        if "capturable" in asked and any(p.device.type == "cuda" for p in (*rest, *localisation)):
-            settings.setdefault("capturable", True)  # the count of steps lives on the device, so that a graph counts on
         groups = [
             {"params": [p for p in some if fits(p)], "lr": settings["lr"] * factor}
             for some, factor in ((rest, 1.0), (localisation, self.localisation_lr))

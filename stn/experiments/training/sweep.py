@@ -17,6 +17,7 @@ from hydra.experimental.callback import Callback
 from omegaconf.errors import OmegaConfBaseException
 
 from stn.experiments.command import ROOT, tell_when_stopped
+from stn.experiments.identity import public
 from stn.experiments.results import records
 from stn.experiments.results.tables import seconds_per_step
 from stn.experiments.training.lock import held
@@ -53,12 +54,11 @@ class SweepProgress(Callback):
         kept = [record for record in records.read_kept(ROOT / "results") if record["status"] == "finished"]
         costs = [seconds_per_step(kept, job) for job in self.jobs]
         mean = fmean([cost for cost in costs if cost] or [1])
-        self.expected = {_public(job): _steps(_settings(job)) * (cost or mean)
+        self.expected = {frozenset(public(job)): _steps(_settings(job)) * (cost or mean)
                          for job, cost in zip(self.jobs, costs, strict=True)}  # fmt: skip
         self.runs = Path(config.runs_dir).absolute()
         self.start = time.time()
         tell_when_stopped(self.safe)
-        print(f"{len(self.jobs)} runs; finished ones are skipped, unfinished ones go on", flush=True)
 
     def on_job_start(self, config: Any, **kwargs: Any) -> None:
         self.job_start = time.time()
@@ -100,12 +100,12 @@ class SweepProgress(Callback):
         found: list[records.Record] = []
         for smoke in (False, True):
             found += records.read_runs(self.runs, damaged=[], smoke=smoke)
-        return {_public(r["overrides"]): r for r in found if _public(r["overrides"]) in self.expected}
+        return {_known_by(r): r for r in found if _known_by(r) in self.expected}
 
     def _unfinished(self) -> dict[Words, records.Record]:
         """The records of the runs that have begun, with `held` where a process is at them now."""
         begun = [record | {"held": held(folder)} for folder, record in records.read_unfinished(self.runs)]
-        return {_public(r["overrides"]): r for r in begun if _public(r["overrides"]) in self.expected}
+        return {_known_by(r): r for r in begun if _known_by(r) in self.expected}
 
     def _left(self, beside_s: float) -> str:
         """About how long the runs that have not ended will take, each `beside_s` longer than its steps."""
@@ -125,6 +125,11 @@ class SweepProgress(Callback):
         return f"; about {_clock(seconds / at_once)} left for {len(to_go)}"
 
 
+def _known_by(record: records.Record) -> Words:
+    """The words that a run was asked for with, as `SweepProgress.expected` has them."""
+    return frozenset(public(record["overrides"]))
+
+
 def _settings(words: list[str]) -> Words:
     """The words of a job that may decide how many steps it takes: not its seed nor its column."""
     return frozenset(word for word in words if not word.startswith(("seed=", "data", "hydra")))
@@ -137,11 +142,6 @@ def _steps(words: Words) -> int:
         return int(compose("config", list(words)).schedule.steps)
     except (HydraException, OmegaConfBaseException, ValueError):
         return 1
-
-
-def _public(words: list[str]) -> Words:
-    """The words of a command line by which a run is found again: without paths of this machine."""
-    return frozenset(word for word in words if word.split("=")[0] not in ("runs_dir", "data.root", "objective.root"))
 
 
 def _clock(seconds: float) -> str:

@@ -1,0 +1,152 @@
+"""A table as text: Markdown under a sentence that says what it shows, CSV, and its place in a page of prose."""
+
+import csv
+import io
+import re
+from collections import Counter
+from pathlib import Path
+
+from stn.experiments.results.cells import BESIDE, SPREAD, Cell
+from stn.experiments.results.records import Record, replace
+from stn.experiments.results.tables import Table, belongs, blocks, cells
+
+CSV_COLUMNS = ("row", "column", "schedule", "budget", "params", "n", "mean", "std", "paper", "synthetic")
+
+
+def grid(table: Table, found: list[Cell]) -> list[list[str]]:
+    """The table as text, header first, without the rows of which nothing was run.
+
+    A cell reads ours and the paper's, or ours alone where the paper has no figures.
+    """
+    rows = [[f"{table.unit}, ours / paper" if table.paper else table.unit, *table.columns.values()]]
+    width = len(table.columns)
+    for i in range(0, len(found), width):
+        line = found[i : i + width]
+        if any(cell.values or cell.failed for cell in line):
+            rows.append([line[0].row, *(cell.beside() if table.paper else str(cell) for cell in line)])
+    return rows
+
+
+def describe(records: list[Record], table: Table, schedule: str, budget: int | None) -> str:
+    """A few words: the data where they are synthetic, schedule, steps, size, seeds, time, machine and precision."""
+    mine = [r for r in records if belongs(table, r) and (r["schedule"], r["budget"]) == (schedule, budget)]
+    finished = [r for r in mine if r["status"] == "finished"]
+    data = ", ".join(sorted({r["config"]["data"]["name"] for r in mine}))
+    synthetic = f"**Synthetic data: {data}.**  " if any(r["synthetic"] for r in mine) else ""
+    if not finished:
+        sized = "" if budget is None else f", at most {budget:,} trainable parameters"
+        return f"{synthetic}Schedule `{schedule}`{sized}: no run has finished."
+    seeds = sorted({r["seed"] for r in finished})
+    hours = sum(r["seconds"] for r in finished) / 3600
+    seed, run = "seed" + "s" * (len(seeds) > 1), "run" + "s" * (len(finished) > 1)
+    devices = sorted({f"{r['device']}, {r['threads']} thread{'s' if r['threads'] > 1 else ''}" for r in finished})
+    precision = " or ".join(sorted({r["precision"] for r in finished}))
+    return (
+        f"{synthetic}Schedule `{schedule}`: {_steps(table, finished)}; {_size(finished, budget)}; "
+        f"{seed} {', '.join(map(str, seeds))}; {len(finished)} {run}, {hours:.1f} hours of training in all "
+        f"on {'; '.join(devices)}, in {precision}."
+    )
+
+
+def _steps(table: Table, finished: list[Record]) -> str:
+    """6,000 steps of 64 images; where they differ, of which classifier, or of which row if it has none in its label."""
+    kinds: dict[tuple[int, int | None], list[str]] = {}
+    for record in sorted(finished, key=lambda r: list(table.rows).index(r["experiment"])):
+        label = table.rows[record["experiment"]]
+        classifier = re.search("FCN|CNN", label)
+        kind = classifier.group() if classifier else label
+        of_kind = kinds.setdefault((record["steps"], record["config"]["schedule"].get("batch_size")), [])
+        if kind not in of_kind:
+            of_kind.append(kind)
+    texts = {pair: f"{pair[0]:,} steps" + (f" of {pair[1]} images" if pair[1] else "") for pair in kinds}
+    if len(kinds) == 1:
+        return "".join(texts.values())
+    return ", ".join(f"{texts[pair]} ({', '.join(of_kind)})" for pair, of_kind in kinds.items())
+
+
+def _size(finished: list[Record], budget: int | None) -> str:
+    """How large the networks are, and by which rule."""
+    if budget is not None:
+        return f"at most {budget:,} trainable parameters in every model"
+    params, model = [r["params"] for r in finished], finished[0]["config"]["model"]
+    if "budget" in model:
+        rule = "the widths that the paper states (256 units, 64 filters), "
+    elif "width" in model:
+        rule = f"{model['width']} x the paper's widths, "
+    else:
+        rule = ""
+    same = min(params) == max(params)
+    return f"{rule}{min(params):,}{'' if same else f' to {max(params):,}'} trainable parameters"
+
+
+def tally(found: list[Cell]) -> str:
+    """How often ours lies below the paper's figure, within the error of both, and above; empty where none compares."""
+    counts = Counter(cell.relation for cell in found)
+    compared = sum(counts[sign] for sign in "<≈>")
+    if not compared:
+        return ""
+    sums = f"{counts['<']} below, {counts['≈']} level, {counts['>']} above"
+    return f"Beside the paper's {compared} figure{'s' if compared > 1 else ''}: {sums}."
+
+
+def legend(table: Table) -> str:
+    """How to read a cell."""
+    return f"{SPREAD}  {BESIDE}" if table.paper else SPREAD
+
+
+def markdown(table: Table, records: list[Record], best: bool = False) -> str:
+    """One Markdown table per kind of data, schedule and budget, each under a sentence that says what it shows.
+
+    With `best` the first of them alone (`schedules`).
+    """
+    parts = []
+    for block, schedule, budget in blocks(table, records)[: 1 if best else None]:
+        found = cells(table, block, schedule, budget)
+        header, *body = grid(table, found)
+        parts.append(f"{describe(block, table, schedule, budget)}  {tally(found)}".strip())
+        parts.append(in_markdown([header, ["---"] * len(header), *body]))
+    if not parts:
+        return "No records yet."
+    notes = [legend(table), *table.notes]
+    return "\n\n".join([*parts, "\n".join(f"- {note}" for note in notes)])
+
+
+def in_markdown(lines: list[list[str]]) -> str:
+    """Lines of cells, the header and its rule first."""
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def put(page: str, name: str, content: str) -> str:
+    """A page with this between its lines `<!-- <name> -->` and `<!-- /<name> -->`, or as it is where it has none."""
+    start, end = f"<!-- {name} -->", f"<!-- /{name} -->"
+    if start not in page or end not in page:
+        return page
+    return f"{page.split(start)[0]}{start}\n\n{content}\n\n{end}{page.split(end)[1]}"
+
+
+def into_page(page: str, table: Table, records: list[Record]) -> str:
+    """A Markdown page with the best block of the table in the table's place."""
+    return put(page, table.name, markdown(table, records, best=True))
+
+
+def write(folder: Path, table: Table, records: list[Record]) -> list[Path]:
+    """The table as <folder>/<name>.md and .csv; the CSV has one line per row, column and schedule (`CSV_COLUMNS`).
+
+    Returns which of the two files say anything new.
+    """
+    folder.mkdir(exist_ok=True)
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(CSV_COLUMNS)
+    for block, schedule, budget in blocks(table, records):
+        for cell in cells(table, block, schedule, budget):
+            line = (cell.row, cell.column, schedule, budget, cell.params, len(cell.values), _round(cell.mean),
+                    _round(cell.std), cell.paper, str(cell.synthetic).lower())  # fmt: skip
+            writer.writerow(["" if value is None else value for value in line])
+    page = f"# {table.title}\n\nMade from the records.\n\n{markdown(table, records)}\n"
+    files = {folder / f"{table.name}.md": page, folder / f"{table.name}.csv": text.getvalue()}
+    return [path for path, content in files.items() if replace(path, content)]
+
+
+def _round(value: float | None) -> float | None:
+    return None if value is None else round(value, 4)

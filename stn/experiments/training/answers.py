@@ -1,0 +1,79 @@
+"""What a classifier answers in the test: every class, right and predicted, and the images on which it is worst."""
+
+from typing import Any, NamedTuple
+
+import pytorch_lightning as pl
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from stn.experiments import draw
+
+WORST, SIDE_PX = 16, 112
+
+
+def labels_of(target: Any) -> Tensor | None:
+    """The classes in what a test batch has beside its images; None where it has none, as co-localisation."""
+    labels = target.get("label") if isinstance(target, dict) else target
+    return None if labels is None or labels.is_floating_point() else labels
+
+
+def names(classes: Tensor) -> list[str]:
+    """Each class, or house number, as a text."""
+    if classes.dim() > 1:
+        from stn.experiments.datasets.svhn import text  # its packages are not needed for anything else
+
+    return [str(each.item()) if each.dim() == 0 else text(each) for each in classes]
+
+
+class Wrong(NamedTuple):
+    """An image with a high loss, and what was said of it."""
+
+    loss: float
+    image: Tensor
+    text: str
+
+    def picture(self) -> Image.Image:
+        return (draw.tile if self.image.dim() == 3 else draw.volume_tile)(self.image, SIDE_PX)
+
+
+class Answers(pl.Callback):
+    """Collects, in the test, the right and the predicted classes and the WORST images by their loss, worst first."""
+
+    def __init__(self) -> None:
+        self.truth: list[Tensor] = []
+        self.predicted: list[Tensor] = []
+        self.worst: list[Wrong] = []
+
+    def on_test_start(self, trainer, module) -> None:
+        self.hook = module.register_forward_hook(self.remember)
+
+    def remember(self, module, inputs, logits) -> None:
+        self.logits = logits
+
+    def on_test_batch_end(self, trainer, module, outputs, batch, batch_idx, dataloader_idx=0) -> None:
+        u, target = batch
+        if (labels := labels_of(target)) is None:
+            return
+        likely, predicted = self.logits.softmax(-1).max(-1)
+        self.truth.append(labels.cpu())
+        self.predicted.append(predicted.cpu())
+        losses = F.cross_entropy(self.logits.flatten(0, -2), labels.flatten(), reduction="none")
+        losses, likely = losses.view(len(u), -1).sum(1), likely.view(len(u), -1).prod(1)
+        worst = losses.topk(min(WORST, len(u))).indices.cpu()
+        said, right = names(predicted[worst].cpu()), names(labels[worst].cpu())
+        found = [
+            Wrong(losses[i].item(), u[i].cpu(), f"{p} ({100 * likely[i]:.0f} %)" + (f", not {t}" if p != t else ""))
+            for i, p, t in zip(worst, said, right, strict=True)
+        ]
+        self.worst = sorted(self.worst + found, key=lambda one: -one.loss)[:WORST]
+
+    def on_test_end(self, trainer, module) -> None:
+        self.hook.remove()
+
+    def classes(self) -> tuple[list[int], list[int]] | None:
+        """Right and predicted class of every image; None where an image has several, or none."""
+        if not self.truth or self.truth[0].dim() > 1:
+            return None
+        return torch.cat(self.truth).tolist(), torch.cat(self.predicted).tolist()

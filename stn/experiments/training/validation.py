@@ -1,0 +1,55 @@
+"""The error on digits that are kept aside, during training, and the weights that had the lowest."""
+
+from collections import defaultdict
+from pathlib import Path
+
+import pytorch_lightning as pl
+import torch
+from safetensors.torch import save
+from torch import nn
+
+from stn.experiments.results import records
+
+
+def due(times: int, block: int, blocks: int) -> bool:
+    """Whether one of `times`, evenly over the blocks and the last after the last, comes after this block (from 0)."""
+    return (block + 1) * times // blocks > block * times // blocks
+
+
+def weights(network: nn.Module, run: str) -> bytes:
+    """A network's weights as safetensors, with the run's id."""
+    return save({name: value.contiguous() for name, value in network.state_dict().items()}, metadata={"id": run})
+
+
+class Validation(pl.Callback):
+    """Adds `valid/...` to the block's entry of the curve, `times`, evenly over training; the best weights into `path`.
+
+    It draws nothing that training draws, so that training is the same bit for bit.
+    """
+
+    def __init__(self, times: int, path: Path):
+        self.times = times
+        self.path = path
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx) -> None:
+        if not (trainer.is_global_zero and due(self.times, module.current_epoch, module.schedule.blocks)):
+            return
+        module.curve[-1] |= {f"valid/{name}": value for name, value in measure(module).items()}
+        errors = [entry["valid/error"] for entry in module.curve if "valid/error" in entry]
+        if errors[-1] == min(errors):
+            records.replace(self.path, weights(module.tested, self.path.parent.name))
+
+
+def measure(module) -> dict[str, float]:
+    """The metrics of the test over `module.data.test_batches`, in eval mode."""
+    sums: dict[str, float] = defaultdict(float)
+    images = 0
+    module.eval()
+    with torch.no_grad():
+        for batch in module.data.test_batches():
+            there = module.transfer_batch_to_device(batch, module.device, 0)
+            for name, value in module.objective.test(module, there).items():
+                sums[name] += value.item() * len(batch[0])
+            images += len(batch[0])
+    module.train()
+    return {name: total / images for name, total in sums.items()} | module.objective.after_test()

@@ -1,0 +1,115 @@
+"""A run of Weights & Biases: what it is called, where it stands, and what its last act sends."""
+
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+from pytorch_lightning.loggers import WandbLogger
+
+from stn.experiments.command import ROOT
+from stn.experiments.errors import one_line
+from stn.experiments.results import records, tables
+from stn.experiments.training.answers import Answers
+
+SUMMARY = ("status", "params", "seconds", "samples_per_s", "failed_step")  # of the record, next to its metrics
+log = logging.getLogger(__name__)
+
+
+def table_of(record: records.Record, row: dict[str, Any] | None) -> tables.Table | None:
+    """The table in which a run stands, whether it is run alone or in a sweep; None where it is none of its cells."""
+    path = ROOT / "conf/table" / f"{(row or {}).get('table')}.yaml"
+    if record["smoke"] or not path.is_file():
+        return None
+    table = tables.load(path)
+    return table if tables.belongs(table, record) else None
+
+
+def begin(
+    project: str, settings: dict[str, Any], folder: Path, config: dict[str, Any], record: records.Record
+) -> WandbLogger:
+    """The W&B run of this folder, whose name is its id: a killed run that goes on continues the same W&B run.
+
+    Its group is its table, its tags are table, row, column and schedule.  Offline where no account is set up, and,
+    after one line that says so, where the server does not answer or refuses.
+    """
+    os.environ.setdefault("WANDB_SILENT", "true")
+    os.environ["WANDB_DATA_DIR"] = str(folder / "wandb")  # where files wait to be sent; not in the home directory
+    import wandb
+
+    tags = [record["schedule"]]
+    if table := table_of(record, config["row"]):
+        config = config | {"column": table.columns[tables.column_of(table, record)]}
+        tags = [table.name, table.rows[record["experiment"]], config["column"], *tags]
+    if record["synthetic"]:
+        tags.append("synthetic data")
+    # the agent of a W&B sweep names its runs itself
+    name = {} if "WANDB_SWEEP_ID" in os.environ else {"id": folder.name, "name": folder.name}
+    run: dict[str, Any] = {
+        "project": project, "settings": settings, "dir": folder, "config": config, "job_type": "train", "tags": tags,
+        "group": table.name if table else record["experiment"], "resume": "allow", **name,
+    }  # fmt: skip
+    try:
+        if "WANDB_MODE" not in os.environ:
+            run["mode"] = "online" if wandb.login(prompt=False) else "offline"
+        experiment = wandb.init(**run)
+    except (wandb.Error, ValueError) as error:
+        log.warning("%s", _unsent(one_line(error), folder))
+        wandb.teardown()
+        experiment = wandb.init(**run | {"mode": "offline"})
+    experiment.define_metric("trainer/global_step")
+    experiment.define_metric("*", step_metric="trainer/global_step", step_sync=True)
+    return WandbLogger(experiment=experiment)
+
+
+def end(
+    logger: WandbLogger, record: records.Record, row: dict[str, Any] | None, answers: Answers, folder: Path
+) -> None:
+    """The record's figures beside the paper's, confusion matrix, worst examples and weights, as the last of a run."""
+    try:
+        run = logger.experiment
+        run.summary.update({key: record[key] for key in SUMMARY if key in record} | figures(record, row))
+        if record["status"] == "finished":
+            send(logger, record, answers, folder)
+        run.finish(exit_code=0 if record["status"] == "finished" else 1)
+    except Exception as error:  # of a server that has gone or of wandb's own process: the record is written already
+        log.warning("%s", _unsent(one_line(error), folder))
+
+
+def figures(record: records.Record, row: dict[str, Any] | None) -> dict[str, float]:
+    """Of a cell of a table its figure, by its column, the paper's, and the difference, ours - the paper's.
+
+    There are no two to compare where the data are synthetic.
+    """
+    table = table_of(record, row)
+    if table is None or table.metric not in record["metrics"]:
+        return {}
+    column = tables.column_of(table, record)
+    ours, paper = record["metrics"][table.metric], table.paper.get(record["experiment"], {}).get(column)
+    found = {f"figure/{table.columns[column]}": ours}
+    if paper is not None and not record["synthetic"]:
+        found |= {"paper": paper, "ours - paper": round(ours - paper, 4)}
+    return found
+
+
+def send(logger: WandbLogger, record: records.Record, answers: Answers, folder: Path) -> None:
+    """What the test showed, and the weights."""
+    import wandb
+
+    step = {"trainer/global_step": record["steps"]}
+    if classes := answers.classes():
+        truth, predicted = classes
+        names = [str(name) for name in range(record["classes"])]
+        logger.experiment.log({"test/confusion": wandb.plot.confusion_matrix(None, truth, predicted, names)} | step)
+    if answers.worst:
+        images, texts = [one.picture() for one in answers.worst], [one.text for one in answers.worst]
+        logger.log_image("test/worst", images, step=record["steps"], caption=texts)
+    cell, _, last = record["id"].rpartition("-seed")
+    artifact = wandb.Artifact(cell, "model", metadata={"id": record["id"], **record["metrics"]})
+    for path in sorted(folder.glob("*.safetensors")):
+        artifact.add_file(str(path), policy="immutable", skip_cache=True)
+    logger.experiment.log_artifact(artifact, aliases=[f"seed{record['seed']}", last.rpartition("-")[2]])
+
+
+def _unsent(why: str, folder: Path) -> str:
+    return f"W&B: {why}; the run stays on disk: send it later with `wandb sync {folder}/wandb/*run-*`"
