@@ -199,9 +199,9 @@ class Translation(nn.Module):
 class Projective(nn.Module):
     """A plane projective map: (X, Y, Z) = H_theta (x_t, y_t, 1), source = (X / Z, Y / Z).
 
-    theta is H_theta row by row without its last element, which is 1.  A point with Z <= 0 lies behind the camera: V is 0
-    there, or the padding with a `padding_mode` other than zeros.  Z is clipped to at least `min_z`.  Raises ValueError
-    on a `min_z` that is not positive.
+    theta is H_theta row by row without its last element, which is 1.  A point with Z <= 0 lies behind the camera: V is
+    0 there, or the padding with a `padding_mode` other than zeros.  Z is clipped to at least `min_z`.  Raises
+    ValueError on a `min_z` that is not positive.
 
     >>> Projective()(torch.tensor([[1.0, 0, 0, 0, 1, 0, 1, 0]]), torch.tensor([[1.0, 1.0]]))
     tensor([[[0.5000, 0.5000]]])

@@ -1,6 +1,7 @@
 """What several test files share."""
 
 import re
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import torch
 
 # what a machine without a network may lack (scripts/bundle.py): a file that imports one of them is left out there
 LACKING = [name for name in ("albumentations", "onnxscript", "scipy", "wandb", "yaml") if find_spec(name) is None]
+READERS = ("datasets.mnist", "datasets.voxel", "datasets.colocalisation", "training.colocalisation")  # of digits
 IMPORTS = re.compile(rf"^(from|import) (fake_)?({'|'.join(LACKING) or '-'})\b", re.MULTILINE)
 
 
@@ -44,4 +46,6 @@ def random_digits(monkeypatch):
     rng = np.random.default_rng(0)
     images = torch.from_numpy(rng.integers(0, 256, (200, 28, 28), dtype=np.uint8))
     labels = torch.from_numpy(rng.integers(0, 10, 200))
-    monkeypatch.setattr("stn.experiments.datasets.mnist.load_digits", lambda root, split: (images, labels))
+    modules = [import_module(f"stn.experiments.{name}") for name in READERS]  # all of them, before one is changed
+    for module in modules:
+        monkeypatch.setattr(module, "load_digits", lambda root, split: (images, labels))

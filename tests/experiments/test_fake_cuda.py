@@ -3,7 +3,7 @@
 import pytest
 import torch
 from composing import compose
-from test_step import EXPERIMENTS, ON_DEVICE, SMALLER, module, random_digits_everywhere  # noqa: F401  # a fixture
+from test_step import EXPERIMENTS, ON_DEVICE, SMALLER, module
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 

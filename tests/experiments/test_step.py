@@ -13,7 +13,6 @@ from torch.autograd.graph import get_gradient_edge
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from stn.experiments import build
-from stn.experiments.datasets import mnist
 from stn.experiments.training.engine import Training, block_seed
 from stn.experiments.training.job import schedule_of
 from stn.experiments.training.step import step
@@ -42,12 +41,6 @@ class NoSync(TorchDispatchMode):
             devices = {t.device.type for t in (*args, out) if isinstance(t, torch.Tensor)}
             assert len(devices) == 1, f"{function} copies between {devices}"
         return out
-
-
-@pytest.fixture(autouse=True)
-def random_digits_everywhere(random_digits, monkeypatch):
-    for name in ("datasets.voxel", "datasets.colocalisation", "training.colocalisation"):
-        monkeypatch.setattr(f"stn.experiments.{name}.load_digits", mnist.load_digits)
 
 
 def module(experiment: str, *overrides: str) -> Training:

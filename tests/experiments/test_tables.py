@@ -203,7 +203,7 @@ def test_the_most_complete_schedule_comes_first_then_the_longest():
     assert page.count("| FCN |") == 4
     assert "| FCN | 2.00 ± 0.27 (1) ≈ 2.1 | - / 3.2 |" in page
     assert page.index("Schedule `short`: 100 steps of 10 images; at most 1,000") < page.index("Schedule `long`: 900")
-    assert "seed 0; 1 run, 0.5 hours of training in all on a processor, 1 thread, in fp32." in page
+    assert "seed 0; 1 run, 0.5 core-hours of training in all on a processor, 1 thread, in fp32." in page
     assert page.endswith("- A note.")
 
 
@@ -255,7 +255,7 @@ def test_a_page_shows_the_best_block_alone():
 
 def test_the_footnote_names_every_precision():
     found = [record(), record(seed=1, precision="bf16")]
-    assert "seeds 0, 1; 2 runs, 1.0 hours of training in all on a processor, 1 thread, in bf16 or fp32." in (
+    assert "seeds 0, 1; 2 runs, 1.0 core-hours of training in all on a processor, 1 thread, in bf16 or fp32." in (
         pages.markdown(TABLE, found)
     )
 

@@ -7,7 +7,7 @@ from collections import Counter
 from pathlib import Path
 
 from stn.experiments.results.cells import BESIDE, SPREAD, Cell
-from stn.experiments.results.records import Record, replace
+from stn.experiments.results.records import Record, core_seconds, replace
 from stn.experiments.results.tables import Table, belongs, blocks, cells
 
 CSV_COLUMNS = ("row", "column", "schedule", "budget", "params", "n", "mean", "std", "paper", "synthetic")
@@ -37,13 +37,13 @@ def describe(records: list[Record], table: Table, schedule: str, budget: int | N
         sized = "" if budget is None else f", at most {budget:,} trainable parameters"
         return f"{synthetic}Schedule `{schedule}`{sized}: no run has finished."
     seeds = sorted({r["seed"] for r in finished})
-    hours = sum(r["seconds"] for r in finished) / 3600
+    hours = sum(map(core_seconds, finished)) / 3600
     seed, run = "seed" + "s" * (len(seeds) > 1), "run" + "s" * (len(finished) > 1)
     devices = sorted({f"{r['device']}, {r['threads']} thread{'s' if r['threads'] > 1 else ''}" for r in finished})
     precision = " or ".join(sorted({r["precision"] for r in finished}))
     return (
         f"{synthetic}Schedule `{schedule}`: {_steps(table, finished)}; {_size(finished, budget)}; "
-        f"{seed} {', '.join(map(str, seeds))}; {len(finished)} {run}, {hours:.1f} hours of training in all "
+        f"{seed} {', '.join(map(str, seeds))}; {len(finished)} {run}, {hours:.1f} core-hours of training in all "
         f"on {'; '.join(devices)}, in {precision}."
     )
 

@@ -17,7 +17,7 @@ from itertools import product
 
 from stn.experiments.results import tables
 from stn.experiments.results.cells import Cell
-from stn.experiments.results.records import Record
+from stn.experiments.results.records import Record, core_seconds
 from stn.experiments.results.report import span
 
 MARK = re.compile(r"<!-- = (.+?) -->.*?<!-- / -->", re.DOTALL)
@@ -36,8 +36,8 @@ FACTS: dict[str, Callable[[Found], str]] = {
     "schedule": lambda found: found[0][0].schedule,
     "steps": _of_records("steps", ",d"),
     "params": _of_records("params", ",d"),
-    "hours": lambda found: f"{sum(r['seconds'] for _, runs in found for r in runs) / 3600:.1f}",
-    "minutes": lambda found: span([math.ceil(r["seconds"] / 60) for _, runs in found for r in runs], "d"),
+    "hours": lambda found: f"{sum(core_seconds(r) for _, runs in found for r in runs) / 3600:.1f}",
+    "minutes": lambda found: span([math.ceil(core_seconds(r) / 60) for _, runs in found for r in runs], "d"),
     "device": lambda found: " or ".join(sorted({r["device"] for _, runs in found for r in runs})),
 }
 

@@ -48,6 +48,11 @@ def unit(metric: str) -> str:
     return "" if "correlation" in metric else " %"
 
 
+def core_seconds(record: Record) -> float:
+    """The CPU time of a run's training; of a record from before it was measured, its seconds times its threads."""
+    return float(record.get("core_seconds") or record["seconds"] * record["threads"])
+
+
 def read(path: Path) -> Record:
     """The record in `path`.  Raises ValueError, in one line, on anything that is not a whole record of this version."""
     what, remedy = f"the record {path}", "delete it to run again"

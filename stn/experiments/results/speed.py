@@ -1,7 +1,7 @@
 """What an error costs: the core-minutes of every cell of a table under each schedule, beside the error it reached."""
 
 from stn.experiments.results.pages import in_markdown
-from stn.experiments.results.records import Record
+from stn.experiments.results.records import Record, core_seconds
 from stn.experiments.results.tables import Table, belongs, cell_of
 
 HEAD = """# What an error costs
@@ -11,11 +11,6 @@ reached in them. Read along a row, it says what a better error costs. The minute
 the record has it, else seconds times threads. Runs shared the two cores, which makes each a little slower.
 
 The errors are test errors at the end of each schedule. When a run first came as far as the paper is not recorded."""
-
-
-def core_minutes(record: Record) -> float:
-    seconds = record.get("core_seconds") or record["seconds"] * record["threads"]
-    return float(seconds) / 60
 
 
 def page(tables: list[Table], records: list[Record]) -> str:
@@ -29,7 +24,7 @@ def page(tables: list[Table], records: list[Record]) -> str:
         cost: dict[str, list[float]] = {}
         for of_cell in found.values():
             for schedule, record in of_cell.items():
-                cost.setdefault(schedule, []).append(core_minutes(record))
+                cost.setdefault(schedule, []).append(core_seconds(record) / 60)
         schedules = sorted(cost, key=lambda name: sum(cost[name]) / len(cost[name]))
         lines = [["Model", "Data", *(f"`{name}`" for name in schedules), "Paper"]]
         lines.append(["---", "---", *["---:"] * (len(schedules) + 1)])
@@ -47,4 +42,4 @@ def page(tables: list[Table], records: list[Record]) -> str:
 def _cell(table: Table, record: Record | None) -> str:
     if record is None:
         return ""
-    return f"{core_minutes(record):.1f} min: {float(record['metrics'][table.metric]):.2f} %"
+    return f"{core_seconds(record) / 60:.1f} min: {float(record['metrics'][table.metric]):.2f} %"
