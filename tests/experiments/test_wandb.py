@@ -233,7 +233,7 @@ def test_a_cell_has_the_paper_s_figure_and_the_difference_beside_its_own():
     [
         ("table1", ["test/error", "train/loss", "train/error", "transformer/det", "transformer/warp"]),
         ("table2", ["st1/det", "st4/out_of_image", "st4/warp", "composed/box"]),
-        ("table3", ["test/accuracy", "transformers.3/theta_distance", "windows"]),
+        ("table3", ["test/accuracy", "transformer.3/theta_distance", "windows"]),
         ("table4", ["transformer.1/det"]),
         ("table5", ["test/accuracy", "/det", "/warp"]),
         ("3d", ["transformer/warp"]),
