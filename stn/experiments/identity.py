@@ -70,6 +70,11 @@ def _normal(path: str, value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
+def same(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether the groups of two configs ask for the same, also where one is from before a later key came."""
+    return all(_normal(group, one.get(group)) == _normal(group, other.get(group)) for group in GROUPS)
+
+
 def run_name(experiment: str, schedule: str, seed: int, groups: Mapping[str, Any], digits: str) -> str:
     """<experiment>-<what data>-<schedule>-seed<k>-<identity>: the name of the run's folder and of its W&B run."""
     data = groups["data"]

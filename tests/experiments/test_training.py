@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 from collections import OrderedDict
+from dataclasses import replace
 from functools import partial
 from math import cos, pi
 from pathlib import Path
@@ -26,6 +27,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from stn import Affine, Affine3d, SpatialTransformer
+from stn.experiments import identity
 from stn.experiments.datasets.mnist import DistortedMnist
 from stn.experiments.networks.mnist import build, fcn
 from stn.experiments.results import records
@@ -617,6 +619,16 @@ def test_weights_that_are_missing_are_told_of_and_altered_ones_refused(done, cap
     (done.folder / "weights.safetensors").unlink()
     assert finished(done)["status"] == "finished"
     assert caplog.messages == [f"{done.id}: its weights are not here; {again} to make them"]
+
+
+def test_a_run_from_before_a_later_key_came_is_finished(done, monkeypatch):
+    monkeypatch.setitem(identity.LATER, "schedule.later", None)
+    schedule = done.groups["schedule"] | {"later": None}
+    job = replace(done, groups=done.groups | {"schedule": schedule})
+    assert finished(job)["status"] == "finished"
+    other = replace(done, groups=done.groups | {"schedule": schedule | {"later": 0.9}})
+    with pytest.raises(ValueError, match="is the record of another run"):
+        finished(other)
 
 
 def test_the_record_of_another_seed_is_refused(done):

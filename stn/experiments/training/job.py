@@ -78,7 +78,8 @@ def finished(job: Job) -> records.Record | None:
     if not path.exists():
         return None
     record = records.read(path)
-    if record["id"] != job.id or record["config"] != job.groups or record["revisions"] != job.revisions:
+    asked = identity.same(record["config"], job.groups) and record["revisions"] == job.revisions
+    if record["id"] != job.id or not asked:
         raise ValueError(f"{path} is the record of another run, {record['id']}: move it away, or delete {job.folder}")
     log.info("%s: %s already, in %s", job.id, summary(record), job.folder)
     if record["status"] == "failed":
