@@ -93,8 +93,9 @@ def stoppable(main: Callable[[], object]) -> None:
             signal.signal(each, signal.SIG_IGN)
         raise Stopped(number)
 
-    for number in STOP:
-        if signal.getsignal(number) is not signal.SIG_IGN:
+    before = {number: signal.getsignal(number) for number in STOP}
+    for number, handler in before.items():
+        if handler is not signal.SIG_IGN:
             signal.signal(number, stop)
     try:
         main()
@@ -106,6 +107,10 @@ def stoppable(main: Callable[[], object]) -> None:
                 safe = f": the last checkpoint is safe ({one_line(error)})"
             print(f"stopped by {stopped.name}{safe}; go on with: {shlex.join(['python', *sys.argv])}", file=sys.stderr)
         raise
+    finally:
+        for number, handler in before.items():
+            if signal.getsignal(number) is stop:  # one that was stopped ignores them to its end
+                signal.signal(number, handler)
 
 
 _safe: list[Callable[[], str]] = []

@@ -1,6 +1,9 @@
 """How a script ends: one line for what bad input explains, a traceback for a bug."""
 
+import os
 import re
+import signal
+import sys
 
 import pytest
 
@@ -21,6 +24,31 @@ def test_a_bug_is_seen_whole():
 
     with pytest.raises(KeyError):
         command.run(main)
+
+
+@pytest.fixture
+def handlers():
+    """What signals of STOP do; afterwards they do it again."""
+    before = {number: signal.getsignal(number) for number in command.STOP}
+    yield before
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize("number", command.STOP)
+def test_a_signal_ends_a_script_with_one_line_and_its_exit_status(number, handlers, monkeypatch, capsys):
+    signal.signal(number, signal.SIG_DFL)  # what starts pytest may ignore it
+    monkeypatch.setattr(sys, "argv", ["scripts/x.py", "a b"])
+    with pytest.raises(SystemExit) as stop:
+        command.run(lambda: os.kill(os.getpid(), number))
+    assert stop.value.code == 128 + number
+    assert capsys.readouterr().err == f"stopped by {number.name}; go on with: python scripts/x.py 'a b'\n"
+    os.kill(os.getpid(), number)  # a second one is ignored until it has ended
+
+
+def test_a_script_that_ends_by_itself_leaves_signals_as_they_were(handlers):
+    command.run(lambda: None)
+    assert {number: signal.getsignal(number) for number in command.STOP} == handlers
 
 
 ALONE = {"bundle"}  # it runs where nothing is installed yet
