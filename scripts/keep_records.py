@@ -1,15 +1,15 @@
 """Keep the records of runs that have ended in git: new lines in results/, then tables, pages and model card anew.
 
 A failed run is kept as one.  A record that is there already stays as it is, unless it is of a failed run that has
-finished since; smoke runs are never kept.  The tables in results/, README and docs/ and the model card
-results/weights/README.md are made from the kept records alone; only files that change are written.
+finished since; smoke runs are never kept.  The tables in results/, README and docs/, README's chart of Table 1 and the
+model card results/weights/README.md are made from the kept records alone; only files that change are written.
 """
 
 import argparse
 from pathlib import Path
 
 from stn.experiments.command import ROOT, run, runs_folder
-from stn.experiments.results import cards, pages, prose, records, speed, tables, weights
+from stn.experiments.results import against, cards, pages, prose, records, speed, tables, weights
 
 
 def main() -> None:
@@ -36,8 +36,11 @@ def main() -> None:
     written = []
     for table in known:
         written += pages.write(results, table, found)
-    cost, costly = results / "speed.md", [table for table in known if table.name in ("table1", "table4")]
-    written += [cost] if records.replace(cost, speed.page(costly, found)) else []
+    by_name = {table.name: table for table in known}
+    cost = results / "speed.md"
+    written += [cost] if records.replace(cost, speed.page([by_name["table1"], by_name["table4"]], found)) else []
+    chart = ROOT / "docs/figures/results.svg"
+    written += [chart] if records.replace(chart, against.by_column(by_name["table1"], found)) else []
     for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
         text = page.read_text()
         for table in known:

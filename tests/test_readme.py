@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from stn.experiments.command import ROOT
-from stn.experiments.results import pages, records, tables
+from stn.experiments.results import against, pages, records, tables
 
 README = (ROOT / "README.md").read_text()
 FIGURE = r"<!-- = .*? -->.*?<!-- / -->"
@@ -26,6 +26,12 @@ def test_the_readme_is_short():
 @pytest.mark.parametrize("file", sorted((ROOT / "conf/table").glob("*.yaml")), ids=lambda path: path.stem)
 def test_the_tables_are_those_of_the_committed_records(file):
     assert pages.into_page(README, tables.load(file), records.read_kept(ROOT / "results")) == README
+
+
+def test_the_chart_is_that_of_the_committed_records():
+    table = tables.load(ROOT / "conf/table/table1.yaml")
+    drawn = against.by_column(table, records.read_kept(ROOT / "results"))
+    assert (ROOT / "docs/figures/results.svg").read_text() == drawn, "make records draws it"
 
 
 def test_the_readme_shows_one_block_of_table_1():

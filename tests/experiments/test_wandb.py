@@ -70,24 +70,30 @@ def refused(tmp_path_factory):
     return process.returncode, err, home
 
 
+@pytest.fixture(scope="module")
+def offline(refused):
+    """What that run kept on disk: its folder, its record, the folder of W&B below it, and what that tells."""
+    folder = run_folder(refused[2])
+    (log,) = folder.glob("wandb/offline-run-*")
+    return folder, json.loads((folder / "result.json").read_text()), log, inspected(log)
+
+
 def test_where_the_server_refuses_one_line_says_so_and_the_run_ends_on_disk(refused):
     code, err, home = refused
     assert code == 0, err
     folder = run_folder(home)
     said = [line for line in err.splitlines() if line.startswith("W&B: ")]
     assert len(said) == 1
-    assert said[0].endswith(f"the run stays on disk: send it later with `wandb sync {folder}/wandb/*run-*`")
+    later = f"WANDB_PROGRAM=wandb wandb sync {folder}/wandb/*run-*"
+    assert said[0].endswith(f"the run stays on disk: send it later with `{later}`")
     assert "401" in said[0]
     assert "Traceback" not in err
     assert json.loads((folder / "result.json").read_text())["status"] == "finished"
 
 
-def test_an_offline_run_reads_back_as_its_record_and_names_no_key_host_path_or_variable(refused):
+def test_an_offline_run_reads_back_as_its_record_and_names_no_key_host_path_or_variable(refused, offline):
     _, _, home = refused
-    folder = run_folder(home)
-    record = json.loads((folder / "result.json").read_text())
-    (log,) = folder.glob("wandb/offline-run-*")
-    told = inspected(log)
+    folder, record, log, told = offline
     rows = [one["history"]["item"] for one in told if one["type"] == "history"]
     assert [r["train/loss"] for r in rows if "train/loss" in r] == pytest.approx(
         [entry["train/loss"] for entry in record["curve"]], abs=1e-4
@@ -108,7 +114,12 @@ def test_an_offline_run_is_sent_later_by_wandb_sync(refused):
     _, _, home = refused
     folder = run_folder(home)
     with serve() as fake:
-        env = os.environ | {"WANDB_BASE_URL": fake.url, "WANDB_API_KEY": KEY, "HOME": str(home)}
+        env = os.environ | {
+            "WANDB_BASE_URL": fake.url,
+            "WANDB_API_KEY": KEY,
+            "HOME": str(home),
+            "WANDB_PROGRAM": "wandb",
+        }
         command = [Path(sys.executable).parent / "wandb", "sync", *folder.glob("wandb/*run-*")]
         done = subprocess.run(command, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -173,12 +184,8 @@ def test_where_the_server_goes_away_in_mid_run_training_goes_on_and_one_line_say
     assert list(folder.glob("wandb/run-*/*.wandb"))
 
 
-def test_a_finished_run_sends_its_answers_and_its_weights_under_an_alias(refused):
-    _, _, home = refused
-    folder = run_folder(home)
-    record = json.loads((folder / "result.json").read_text())
-    (log,) = folder.glob("wandb/offline-run-*")
-    told = inspected(log)
+def test_a_finished_run_sends_its_answers_and_its_weights_under_an_alias(offline):
+    _, record, log, told = offline
     (run,) = (one["run"] for one in told if one["type"] == "run")
     assert (run["job_type"], run["run_group"], run["tags"]) == ("train", "mnist_st_fcn_affine", ["smoke"])
     weights = told_artifact(told, "model")

@@ -24,9 +24,11 @@ def capturable(optimizers: Sequence[Optimizer]) -> Iterator[None]:
     groups = [group for optimizer in optimizers for group in optimizer.param_groups if group.get("capturable") is False]
     for group in groups:
         group["capturable"] = True
-    yield
-    for group in groups:
-        group["capturable"] = False
+    try:
+        yield
+    finally:
+        for group in groups:
+            group["capturable"] = False
 
 
 class Captured:

@@ -112,4 +112,5 @@ def send(logger: WandbLogger, record: records.Record, answers: Answers, folder: 
 
 
 def _unsent(why: str, folder: Path) -> str:
-    return f"W&B: {why}; the run stays on disk: send it later with `wandb sync {folder}/wandb/*run-*`"
+    later = f"WANDB_PROGRAM=wandb wandb sync {folder}/wandb/*run-*"  # or the command sends its own path, too
+    return f"W&B: {why}; the run stays on disk: send it later with `{later}`"
