@@ -333,7 +333,7 @@ def script(tmp_path, monkeypatch, capsys):
     """A script in a project of its own: its exit status or message, and its output."""
     for part in ("table", "experiment", "schedule"):
         shutil.copytree(ROOT / "conf" / part, tmp_path / "conf" / part)
-    for part in ("results/weights", "docs", "runs"):
+    for part in ("results/weights", "docs/figures", "runs"):
         (tmp_path / part).mkdir(parents=True)
     (tmp_path / "README.md").touch()
     monkeypatch.setattr("stn.experiments.command.ROOT", tmp_path)
