@@ -121,22 +121,6 @@ def bench_distortions() -> None:
     torch.set_num_threads(threads)
 
 
-class UsualWay(pl.LightningModule):
-    """What a tutorial does: one training_step a batch, the loss logged to the bar."""
-
-    def __init__(self, network: nn.Module):
-        super().__init__()
-        self.network = network
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.SGD(self.parameters(), lr=0.01, momentum=0.9)
-
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        loss = F.cross_entropy(self.network(batch[0]), batch[1])
-        self.log("train/loss", loss, prog_bar=True)
-        return loss
-
-
 class AlbumentationsDigits(torch.utils.data.Dataset):
     """One digit at a time through albumentations, as a tutorial's data set has it."""
 
@@ -171,7 +155,7 @@ def bench_engine(steps: int = 200) -> None:
 
         def fit() -> None:
             with redirect_stdout(StringIO()):  # the bar costs what it costs, but nobody wants to see it here
-                trainer(1, limit_train_batches=steps).fit(UsualWay(network()), loader)
+                trainer(1, limit_train_batches=steps).fit(bench_cuda.UsualWay(network(), Classification()), loader)
 
         return fit
 
@@ -251,12 +235,6 @@ def bench_st_cnn() -> None:
     print(f"    the spatial transformer adds           {100 * (took['ours'] / took['cnn'] - 1):9.1f} %")
 
 
-def gemm_rate(dtype: torch.dtype, n: int = 2048) -> float:
-    """FLOP/s of an n x n x n matrix product."""
-    a, b = torch.randn(n, n).to(dtype), torch.randn(n, n).to(dtype)
-    return 2 * n**3 / side_by_side({"gemm": lambda: a @ b})["gemm"]
-
-
 def conv_flops(network: nn.Module, u: Tensor) -> list[tuple[str, nn.Module, Tensor, int]]:
     """Every convolution and linear layer with its input and the FLOPs of its forward pass on u."""
     layers: list[tuple[str, nn.Module, Tensor, int]] = []
@@ -285,7 +263,7 @@ def bench_flops() -> None:
         print("    bf16 not measured: it is no faster than fp32 on this machine")
     for precision in ("bf16", "fp32") if BF16 else ("fp32",):
         dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-        gemm = gemm_rate(dtype)
+        gemm = bench_cuda.gemm_rate(dtype, CPU, 2048)
         for name in ("r", "rts", "tc"):
             data = distorted_mnist(name)
             network = mnist(data, classifier="cnn").to(memory_format=torch.channels_last)
