@@ -22,6 +22,7 @@ TALKATIVE = (
     "hydra", "wandb", "pytorch_lightning.utilities.rank_zero", "lightning_fabric.utilities.rank_zero",
     "pytorch_lightning.trainer.connectors.checkpoint_connector", "lightning_fabric.utilities.distributed",
 )  # fmt: skip
+WATCH_S = 1  # between two looks at whether another process of a run has ended
 PARENT = "STN_PARENT"  # the variable that names the process which started this one; it may be gone before this one asks
 STOP = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 
@@ -101,11 +102,7 @@ def stoppable(main: Callable[[], object]) -> None:
         main()
     except Stopped as stopped:
         if not worker():
-            try:
-                safe = f": {_safe[0]()}" if _safe else ""
-            except (OSError, ValueError) as error:  # a file of the run is damaged, or gone
-                safe = f": the last checkpoint is safe ({one_line(error)})"
-            print(f"stopped by {stopped.name}{safe}; go on with: {shlex.join(['python', *sys.argv])}", file=sys.stderr)
+            say_stopped(f"stopped by {stopped.name}")
         raise
     finally:
         for number, handler in before.items():
@@ -121,6 +118,26 @@ def tell_when_stopped(safe: Callable[[], str]) -> None:
     _safe.append(safe)
 
 
+def say_stopped(how: str) -> None:
+    """One line: how the program was stopped, what is safe, and how to go on."""
+    try:
+        safe = f": {_safe[0]()}" if _safe else ""
+    except (OSError, ValueError) as error:  # a file of the run is damaged, or gone
+        safe = f": the last checkpoint is safe ({one_line(error)})"
+    print(f"{how}{safe}; go on with: {shlex.join(['python', *sys.argv])}", file=sys.stderr, flush=True)
+
+
+def watch(gone: Callable[[], bool], end: Callable[[], object]) -> None:
+    """Call `end`, in a thread, once `gone` says so, which is asked every WATCH_S seconds."""
+
+    def look() -> None:
+        while not gone():
+            time.sleep(WATCH_S)
+        end()
+
+    threading.Thread(target=look, daemon=True).start()
+
+
 @cache
 def end_with_parent() -> None:
     """In a worker: leave signals from the terminal to the first process, and end within a second of it."""
@@ -129,12 +146,13 @@ def end_with_parent() -> None:
     for number in STOP:
         if number != signal.SIGTERM:
             signal.signal(number, signal.SIG_IGN)
-    if _of_a_batch():  # Lightning kills the first process, which has a line to say, where another ends otherwise
-        signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+    if _of_a_batch():  # without the unwinding that Lightning and the other processes would take part in
+        signal.signal(signal.SIGTERM, lambda *_: os._exit(128 + signal.SIGTERM))
 
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(1)
+    def end() -> None:
+        if os.environ.get("LOCAL_RANK") == "1":  # one speaks for all
+            how = "stopped: the first process of this run has ended"
+            print(f"{how}; the same command goes on from the last checkpoint", file=sys.stderr, flush=True)
         os._exit(128 + signal.SIGTERM)  # as a kill would: what it leaves is whole
 
-    threading.Thread(target=watch, daemon=True).start()
+    watch(lambda: os.getppid() != parent, end)

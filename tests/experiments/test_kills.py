@@ -130,11 +130,33 @@ def test_a_command_that_is_stopped_says_one_line_and_takes_its_processes_along(c
     process = start(*(word.format(tmp_path) for word in command), *RUN, "schedule.steps=1000000")
     wait_until(lambda: list(tmp_path.rglob("checkpoint.ckpt")), process)
     said = stop(process, number)
+    assert "Traceback" not in said
+    *_, last = said.splitlines()
     if number != signal.SIGKILL:
         assert process.returncode == 128 + number
-        assert "Traceback" not in said
         assert said.count("stopped by") == 1
-        *_, last = said.splitlines()
         assert last.startswith(f"stopped by {number.name}: ")
         assert f"; go on with: python {command[0]} " in last
+    elif "devices=2" in command:
+        assert last.startswith("stopped: the first process of this run has ended; the same command goes on from ")
     checkpoint.check(next(tmp_path.rglob("checkpoint.ckpt")))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_run_of_two_processes_ends_in_one_line_with_the_second_one_and_goes_on(number, tmp_path):
+    words = ["run.py", "devices=2", f"runs_dir={tmp_path}", *RUN, "schedule.steps=2000"]
+    process = start(*words)
+    wait_until(lambda: list(tmp_path.rglob("checkpoint.ckpt")), process)
+    children = subprocess.run(["ps", "--ppid", str(process.pid), "-o", "pid=,args="], capture_output=True, text=True)
+    (second,) = [int(line.split()[0]) for line in children.stdout.splitlines() if "run.py" in line]
+    os.kill(second, number)
+    said, _ = process.communicate(timeout=900)
+    wait_until(lambda: gone(process.pid))
+    assert process.returncode == 1
+    _, _, last = said.splitlines()
+    status = -number if number == signal.SIGKILL else 128 + number
+    assert re.match(rf"stopped: another process of this run has ended with status {status}: \d+ of 2,000 steps ", last)
+    again = start(*words)
+    said, _ = again.communicate(timeout=900)
+    assert again.returncode == 0, said
+    assert "goes on from" in said

@@ -25,6 +25,7 @@ from stn.experiments.training.engine import Diverged, Replicas, Training
 from stn.experiments.training.health import Health
 from stn.experiments.training.job import Job, schedule_of, summary
 from stn.experiments.training.logs import Log, finish, make_loggers
+from stn.experiments.training.processes import Others
 from stn.experiments.training.progress import Progress
 from stn.experiments.training.validation import Validation, weights
 
@@ -74,7 +75,8 @@ def train(job: Job) -> records.Record:
             record |= {"status": "finished", "metrics": test(job, module, device, [answers, *bar])}
     except Diverged as error:
         record |= {"status": "failed", "failure": str(error), "failed_step": error.step}
-        raise
+        if first:  # all of several processes find it, and one says it
+            raise
     except RuntimeError as error:
         # PyTorch has no class of its own for this error: only its text tells it from another
         if not (job.config["deterministic"] and "deterministic" in str(error)):
@@ -90,10 +92,7 @@ def train(job: Job) -> records.Record:
 
 
 class Signals(pl.Callback):
-    """Puts back the handler of SIGTERM (command.py), since Lightning sets its own just before these hooks.
-
-    Where the first of several processes ends before its time, it ends the others, too.
-    """
+    """Puts back the handler of SIGTERM (command.py), since Lightning sets its own just before these hooks."""
 
     def setup(self, trainer: pl.Trainer, module: pl.LightningModule, stage: str) -> None:
         self.handler = signal.getsignal(signal.SIGTERM)
@@ -104,10 +103,6 @@ class Signals(pl.Callback):
 
     def on_test_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         self.on_train_start(trainer, module)
-
-    def on_exception(self, trainer: pl.Trainer, module: pl.LightningModule, exception: BaseException) -> None:
-        if (launcher := trainer.strategy.launcher) is not None:
-            launcher.kill(signal.SIGTERM)
 
 
 def trainer(
@@ -153,12 +148,20 @@ def fit(
         checkpoint.check(saver.path, job.id)
         resume = saver.path
         log.info("%s: goes on from %s", job.id, saver.path)
+    others = [Others()] if config["devices"] > 1 else []
     one = trainer(
-        job, device, callbacks, config["devices"], strategy=strategy, max_epochs=module.schedule.blocks,
+        job, device, [*callbacks, *others], config["devices"], strategy=strategy, max_epochs=module.schedule.blocks,
         logger=loggers, log_every_n_steps=1,
     )  # fmt: skip
-    one.fit(module, ckpt_path=resume, weights_only=True)
-    saver.save(one)
+    try:
+        one.fit(module, ckpt_path=resume, weights_only=True)
+        saver.save(one)
+    except BaseException as error:
+        if others and isinstance(error, RuntimeError):  # as of a lost connection: who watches ends this process first
+            time.sleep(4 * command.WATCH_S)
+        for each in others:
+            each.end()
+        raise
 
 
 def test(job: Job, module: Training, device: torch.device, callbacks: list[pl.Callback]) -> dict[str, float]:
