@@ -309,8 +309,10 @@ class Svhn:
             yield _picture(images[start : start + 250]).float() / 255, labels[start : start + 250]
 
     def checksums(self) -> dict[str, str]:
-        """sha256 of the crops of the training and the test split, for the record."""
-        return {"train": self.sha256["train"], "test": self.sha256[self.test_split]}
+        """sha256 of the crops and the labels of the training and the test split, for the record."""
+        files = {half + end: split + end for half, split in (("train", "train"), ("test", self.test_split))
+                 for end in ("", "-labels")}  # fmt: skip
+        return {name: self.sha256[file] for name, file in files.items()}
 
 
 def _picture(rows: np.ndarray) -> UInt8[Tensor, "b 3 s s"]:
