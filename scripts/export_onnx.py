@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from stn import trace
 from stn.experiments import build, zoo
 from stn.experiments.command import ROOT, run
+from stn.experiments.errors import writing
 
 OPSET = 20  # GridSample is there from 16 on, for volumes from 20 on
 BATCHES = 1, 7  # sizes that are checked; it is exported with 2
@@ -77,7 +78,8 @@ def checked(model: zoo.Recorded, out: Path, grid: bool = False) -> float:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            export(network, u[:2], unchecked, ["logits", "source", "v"] if grid else ["logits"])
+            with writing(out):
+                export(network, u[:2], unchecked, ["logits", "source", "v"] if grid else ["logits"])
             worst = max(difference(network, unchecked, u[:n]) for n in BATCHES)
         if worst > TOLERANCE:
             raise ValueError(

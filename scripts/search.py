@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from stn.experiments.command import ROOT, child, run, tell_when_stopped
+from stn.experiments.errors import writing
 from stn.experiments.results import records
 from stn.experiments.yaml_files import read_yaml
 
@@ -80,20 +81,24 @@ def main() -> None:
     sweep = read_sweep(options.sweep)
     words = [word for word in sweep["command"] if isinstance(word, str) and "=" in word]
     options.runs.mkdir(parents=True, exist_ok=True)
-    study = optuna.create_study(
-        study_name=options.sweep.stem,
-        storage=JournalStorage(JournalFileBackend(str(options.runs / f"{options.sweep.stem}.journal"))),
-        direction=sweep["metric"]["goal"],
-        load_if_exists=True,
-    )
+    journal = options.runs / f"{options.sweep.stem}.journal"
+    with writing(journal):
+        study = optuna.create_study(
+            study_name=options.sweep.stem,
+            storage=JournalStorage(JournalFileBackend(str(journal))),
+            direction=sweep["metric"]["goal"],
+            load_if_exists=True,
+        )
     tell_when_stopped(lambda: f"the trials that have ended are kept in {options.runs}")
     for _ in range(options.trials):
-        trial = study.ask()
+        with writing(journal):
+            trial = study.ask()
         folder = (options.runs / f"trial{trial.number}").resolve()
         folder.mkdir(exist_ok=True)
         chosen = suggest(trial, sweep["parameters"])
         value = train([*words, *options.overrides, *chosen], folder, sweep["metric"]["name"])
-        study.tell(trial, value, state=optuna.trial.TrialState.FAIL if value is None else None)
+        with writing(journal):
+            study.tell(trial, value, state=optuna.trial.TrialState.FAIL if value is None else None)
         print(
             f"trial {trial.number}: {' '.join(chosen)}: {'failed' if value is None else f'{value:.2f} %'}", flush=True
         )

@@ -11,11 +11,16 @@ class Unwritable(OSError):
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Raise Unwritable, which names the path, for an error of the disk: that of a full one names none."""
+    """Raise Unwritable, which names the path, for an error of the disk: that of a full one names none.
+
+    An error without a number is one of ours, or of what is read meanwhile.
+    """
     try:
         yield
     except OSError as error:
-        raise Unwritable(f"cannot write {path}: {error.strerror or error}") from None
+        if error.errno is None:
+            raise
+        raise Unwritable(f"cannot write {path}: {error.strerror}") from None
 
 
 def one_line(error: BaseException) -> str:

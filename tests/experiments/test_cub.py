@@ -491,12 +491,17 @@ def test_448_divided_by_3_and_a_half_is_a_crop_of_128_px(birds):
     assert SyntheticBirds(birds.parent, 224).in_shape == (3, 224, 224)
 
 
-def test_the_checksums_stand_for_images_and_labels(folder):
+def test_the_checksums_stand_for_images_labels_and_places(folder):
     before = SyntheticBirds(folder.parent, 32).checksums()
     assert before == SyntheticBirds(folder.parent, 64).checksums()
     image = read(folder).paths[0]
     image.write_bytes(image.read_bytes() + b"x")
     after = SyntheticBirds(folder.parent, 32).checksums()
     assert after["train"] != before["train"]
-    assert after["test"] == before["test"]
+    assert (after["test"], after["places"]) == (before["test"], before["places"])
+    parts = folder / "parts/part_locs.txt"
+    parts.write_text(parts.read_text().replace(" 1\n", " 0\n"))  # none of them is visible
+    moved = SyntheticBirds(folder.parent, 32).checksums()
+    assert moved["places"] != after["places"]
+    assert (moved["train"], moved["test"]) == (after["train"], after["test"])
     assert os.environ["NO_ALBUMENTATIONS_UPDATE"] == "1"

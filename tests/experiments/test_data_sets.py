@@ -1,5 +1,8 @@
 """All data sets by name: each is there, imports no other's packages, and has the bits that its records were made on."""
 
+import errno
+import os
+import resource
 import subprocess
 import sys
 from importlib import import_module
@@ -9,7 +12,7 @@ import pytest
 from ranges import DISTORTIONS
 
 from stn.experiments import build
-from stn.experiments.datasets import DATA_SETS
+from stn.experiments.datasets import DATA_SETS, rendered, svhn, synthetic_birds
 from stn.experiments.datasets.clutter import Clutter
 from stn.experiments.training.engine import Batches
 
@@ -66,8 +69,29 @@ def test_the_bits_are_those_of_the_records(recorded):
 def test_synthetic_birds_are_those_of_the_records(tmp_path):
     data = build.data_set({"name": "synthetic_birds", "size_px": 224, "shrink": 7, "excluded": None}, tmp_path)
     assert isinstance(data, Batches)
-    assert tuple(data.checksums().values()) == BIRDS
+    assert tuple(data.checksums()[half] for half in ("train", "test")) == BIRDS
 
 
 def test_the_clutter_of_colocalisation_is_that_of_tc():
     assert DISTORTIONS["tc"] == Clutter(60, 6, import_module("stn.experiments.datasets.colocalisation").PATCH_PX)
+
+
+@pytest.mark.parametrize(
+    ("write", "named"),
+    [
+        (lambda folder: rendered.archive(folder, "train", 2), "train.tar.gz"),
+        (lambda folder: svhn.read_numbers(folder, "test"), ".test.mat"),
+        (lambda folder: synthetic_birds.write(folder / "birds", 1, 1), "birds"),
+    ],
+)
+def test_a_disk_that_is_full_is_said_with_the_file_and_nothing_half_is_left(write, named, tmp_path):
+    rendered.archive(tmp_path, "test", 2)
+    before = set(tmp_path.rglob("*"))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))  # no file may be larger
+    try:
+        with pytest.raises(OSError, match=rf"^cannot write {tmp_path}/{named}: {os.strerror(errno.EFBIG)}$"):
+            write(tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert set(tmp_path.rglob("*")) == before

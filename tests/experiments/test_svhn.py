@@ -351,7 +351,8 @@ def test_every_byte_of_a_store_is_what_its_index_says(data, folder, damage, file
 
 
 def test_the_record_has_the_checksums_of_the_bytes_that_were_read(data, folder):
-    found = {s: hashlib.sha256((folder / f"64px/{s}.npy").read_bytes()).hexdigest() for s in ("train", "test")}
+    files = ("train", "train-labels", "test", "test-labels")
+    found = {name: hashlib.sha256((folder / f"64px/{name}.npy").read_bytes()).hexdigest() for name in files}
     assert data.checksums() == found
 
 

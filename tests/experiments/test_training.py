@@ -32,7 +32,7 @@ from stn.experiments.datasets.mnist import DistortedMnist
 from stn.experiments.networks.mnist import build, fcn
 from stn.experiments.results import records
 from stn.experiments.training import checkpoint
-from stn.experiments.training.checkpoint import Checkpoint, InPlace
+from stn.experiments.training.checkpoint import BOUND, Checkpoint, InPlace
 from stn.experiments.training.classification import Classification, cross_entropy, error
 from stn.experiments.training.engine import Diverged, Training, block_seed
 from stn.experiments.training.environment import pick_precision
@@ -465,8 +465,8 @@ def test_a_checkpoint_of_before_sessions_and_ids_goes_on(data, tmp_path):
     path = tmp_path / "checkpoint.ckpt"
     trainer(1, Checkpoint(path, every_s=0.0)).fit(engine(data))
     state = torch.load(path, weights_only=True)
-    torch.save({key: value for key, value in state.items() if key not in ("sessions", "core_seconds", "id")}, path)
-    checkpoint.check(path, "a run")
+    torch.save({key: value for key, value in state.items() if key not in ("sessions", "core_seconds", *BOUND)}, path)
+    checkpoint.check(path, record())
     whole, resumed = engine(data), engine(data, init=1)
     trainer().fit(whole)
     trainer().fit(resumed, ckpt_path=path, weights_only=True)
@@ -575,9 +575,11 @@ def test_a_checkpoint_of_something_else_is_named_with_what_it_lacks(tmp_path):
 def test_a_checkpoint_of_another_run_is_refused(data, tmp_path):
     path = tmp_path / "checkpoint.ckpt"
     trainer(1, Checkpoint(path, 0.0, record())).fit(engine(data))
-    checkpoint.check(path, record()["id"])
+    checkpoint.check(path, record())
     with pytest.raises(ValueError, match=rf"is of another run, {record()['id']}: delete it to start this run afresh$"):
-        checkpoint.check(path, record(seed=1)["id"])
+        checkpoint.check(path, record(seed=1))
+    with pytest.raises(ValueError, match=r"was trained on other data than are there now: delete it to start "):
+        checkpoint.check(path, record(data_sha256={"train": "another"}))
     assert records.read(tmp_path / "unfinished.json")["step"] == 4
 
 

@@ -1,5 +1,6 @@
 """CUB-200-2011 (Sect. 4.3): photographs of birds, and which images show which parts of them where."""
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +101,10 @@ class BirdPhotos(Photos):
         if not self.parts:
             return u
         return torch.cat([u, points.flatten(1)[:, :, None, None].expand(-1, -1, *u.shape[2:])], dim=1)
+
+    def checksums(self) -> dict[str, str]:
+        """Those of `Photos`, and the sha256 of where the groups of parts are in every image."""
+        return super().checksums() | {"places": hashlib.sha256(self.points.tobytes()).hexdigest()}
 
     def target(self, part: slice, points: Float[Tensor, "b p 2"]) -> dict[str, Tensor]:
         """Beside the label what `stn.experiments.training.birds` measures, each with its weight.

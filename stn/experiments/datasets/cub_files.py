@@ -18,7 +18,7 @@ from jaxtyping import Float
 
 from stn.experiments.datasets.fetch import download, manifest, sha256
 from stn.experiments.datasets.photos import Listing
-from stn.experiments.errors import Unwritable
+from stn.experiments.errors import Unwritable, writing
 
 log = logging.getLogger(__name__)
 FOLDER = "CUB_200_2011"  # in the archive and below data/cub
@@ -149,7 +149,8 @@ def unpack(archive: Path, folder: Path) -> None:
                 if place.parts[:1] == (folder.name,) and member.isfile():
                     target = scratch / place
                     target.parent.mkdir(parents=True, exist_ok=True)
-                    with tar.extractfile(member) as data, open(target, "wb") as file:  # type: ignore[union-attr]
+                    data: Any = tar.extractfile(member)
+                    with writing(folder), open(target, "wb") as file:
                         shutil.copyfileobj(data, file)
         read(scratch / folder.name)
         os.replace(scratch / folder.name, folder)

@@ -21,6 +21,7 @@ from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
 from stn.experiments.datasets.digitstruct import Number, write
+from stn.experiments.errors import writing
 
 COUNTS = {"train": 26_000, "test": 4_000}
 LENGTHS = (5137, 18130, 8691, 1434, 9)  # numbers of 1 to 5 digits in SVHN's training set
@@ -187,7 +188,7 @@ def archive(folder: Path, split: str, n: int, seed: int = 0) -> Path:
     )  # one's own, with two at it
     numbers = []
     try:
-        with tarfile.open(scratch, "w:gz", compresslevel=1) as tar:
+        with writing(path), tarfile.open(scratch, "w:gz", compresslevel=1) as tar:
             for i, (png, digits) in enumerate(tqdm(_rendered(seed, split, n), f"rendering {split}", n), start=1):
                 numbers.append(Number(f"{i}.png", digits))
                 _add(tar, f"{split}/{i}.png", png)

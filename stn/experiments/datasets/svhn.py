@@ -23,6 +23,7 @@ from stn.experiments.datasets.digitstruct import Number
 from stn.experiments.datasets.fetch import sha256
 from stn.experiments.datasets.mnist import check_split
 from stn.experiments.datasets.photos import decode
+from stn.experiments.errors import writing
 from stn.experiments.results.checks import parsed
 from stn.experiments.rules import require, whole
 
@@ -93,7 +94,7 @@ def read_numbers(folder: Path, split: str) -> tuple[list[Number], int]:
         for name, tar, member in digitstruct.members(archive):
             if name == "digitStruct.mat":
                 mat: Any = tar.extractfile(member)
-                with open(scratch, "wb") as file:
+                with writing(scratch), open(scratch, "wb") as file:
                     shutil.copyfileobj(mat, file)
                 break
         else:
@@ -105,12 +106,16 @@ def read_numbers(folder: Path, split: str) -> tuple[list[Number], int]:
     for number in numbers:
         label(number)
     scratch = folder / f".{split}.npz"
-    np.savez(
-        scratch, names=[n.name for n in numbers], digits=np.concatenate([n.digits for n in numbers]),
-        ends=np.cumsum([len(n.digits) for n in numbers]), dropped=len(found) - len(numbers),
-        bytes=archive.stat().st_size,
-    )  # fmt: skip
-    os.replace(scratch, kept)
+    try:
+        with writing(kept):
+            np.savez(
+                scratch, names=[n.name for n in numbers], digits=np.concatenate([n.digits for n in numbers]),
+                ends=np.cumsum([len(n.digits) for n in numbers]), dropped=len(found) - len(numbers),
+                bytes=archive.stat().st_size,
+            )  # fmt: skip
+        os.replace(scratch, kept)
+    finally:
+        scratch.unlink(missing_ok=True)
     return numbers, len(found) - len(numbers)
 
 
@@ -223,7 +228,8 @@ def _make_room(partial: Path, sizes: dict[str, int], size_px: int) -> None:
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
     scratch = path.with_suffix(".tmp")
-    scratch.write_text(json.dumps(content))
+    with writing(path):
+        scratch.write_text(json.dumps(content))
     os.replace(scratch, path)
 
 
@@ -303,8 +309,10 @@ class Svhn:
             yield _picture(images[start : start + 250]).float() / 255, labels[start : start + 250]
 
     def checksums(self) -> dict[str, str]:
-        """sha256 of the crops of the training and the test split, for the record."""
-        return {"train": self.sha256["train"], "test": self.sha256[self.test_split]}
+        """sha256 of the crops and the labels of the training and the test split, for the record."""
+        files = {half + end: split + end for half, split in (("train", "train"), ("test", self.test_split))
+                 for end in ("", "-labels")}  # fmt: skip
+        return {name: self.sha256[file] for name, file in files.items()}
 
 
 def _picture(rows: np.ndarray) -> UInt8[Tensor, "b 3 s s"]:

@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from stn.experiments.datasets.cub import BirdPhotos
+from stn.experiments.errors import writing
 
 # Raise it when a change alters an image, a label or how they are drawn.
 # 2: the head alone tells the classes apart, and the birds are smaller and anywhere in the image.
@@ -65,7 +66,8 @@ def write(folder: Path, train: int = TRAIN, test: int = TEST, seed: int = SEED) 
     folder.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
-        _write_into(scratch, train, test, seed)
+        with writing(folder):
+            _write_into(scratch, train, test, seed)
         os.replace(scratch, folder)
     except OSError:
         if not folder.exists():  # or another process was faster

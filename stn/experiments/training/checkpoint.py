@@ -12,6 +12,8 @@ from pytorch_lightning.plugins.io import TorchCheckpointIO
 from stn.experiments.errors import first_line, writing
 from stn.experiments.results import records
 
+BOUND = ("id", "data_sha256")  # keys of the record that a checkpoint carries
+
 
 class InPlace(TorchCheckpointIO):
     """Writes where it is told to; Lightning's own goes through the temporary folder, which may be full."""
@@ -45,7 +47,7 @@ class Checkpoint(pl.Callback):
 
     def on_save_checkpoint(self, trainer, module, checkpoint) -> None:
         if self.record is not None:
-            checkpoint["id"] = self.record["id"]
+            checkpoint |= {key: self.record[key] for key in BOUND}
 
     def save(self, trainer: pl.Trainer) -> None:
         """Write the checkpoint now."""
@@ -71,8 +73,8 @@ class Checkpoint(pl.Callback):
             records.write(self.path.with_name("unfinished.json"), self.record | so_far | rounded)
 
 
-def check(path: Path, run: str | None = None) -> None:
-    """Raise ValueError, in one line, unless `path` is a whole checkpoint of ours, of the run of that id if given."""
+def check(path: Path, record: records.Record | None = None) -> None:
+    """Raise ValueError, in one line, unless `path` is a whole checkpoint of ours, of that record's run and data."""
     remedy = "delete it to start this run afresh"
     try:
         with zipfile.ZipFile(path) as file:
@@ -85,8 +87,11 @@ def check(path: Path, run: str | None = None) -> None:
         raise ValueError(f"the checkpoint {path} is damaged ({first_line(error)}): {remedy}") from None
     if missing:
         raise ValueError(f"the checkpoint {path} lacks {', '.join(sorted(missing))}: {remedy}")
-    if run is not None and state.get("id", run) != run:  # one that was written before ids were has none
-        raise ValueError(f"the checkpoint {path} is of another run, {state['id']}: {remedy}")
+    if record is not None:  # a checkpoint from before a key was bound has none
+        if state.get("id", record["id"]) != record["id"]:
+            raise ValueError(f"the checkpoint {path} is of another run, {state['id']}: {remedy}")
+        if state.get("data_sha256", record["data_sha256"]) != record["data_sha256"]:
+            raise ValueError(f"the checkpoint {path} was trained on other data than are there now: {remedy}")
     weights = state["state_dict"] if isinstance(state["state_dict"], dict) else {"state_dict": None}
     for name, value in weights.items():
         if not isinstance(value, torch.Tensor) or not value.isfinite().all():

@@ -145,7 +145,7 @@ def fit(
             os.environ.update(command.child())  # for the processes that Lightning starts
     resume = None
     if saver.path.exists():
-        checkpoint.check(saver.path, job.id)
+        checkpoint.check(saver.path, record)
         resume = saver.path
         log.info("%s: goes on from %s", job.id, saver.path)
     others = [Others()] if config["devices"] > 1 else []
