@@ -56,7 +56,7 @@ def train(overrides: list[str], folder: Path, metric: str) -> float | None:
     results = list(folder.glob("*/result.json"))
     if done.returncode or len(results) != 1:
         return None
-    metrics = records.read(results[0])["metrics"]
+    metrics = records.metrics_of(records.read(results[0]))
     if metric not in metrics:
         raise ValueError(f"a run has no metric {metric!r}: name one of {', '.join(metrics)} in the sweep's file")
     return metrics[metric]

@@ -77,8 +77,8 @@ def _inverse_system(k: int) -> tuple[tuple[float, ...], ...]:
         return tuple(tuple(row) for row in thread.submit(lambda: solve().tolist()).result())
 
 
-@torch.compiler.assume_constant_result
-def _solve(k: int, device: torch.device) -> Float[Tensor, "m k2"]:
+def solution(k: int, device: torch.device) -> Float[Tensor, "m k2"]:
+    """L^-1 of `_inverse_system` on a device, in float64."""
     where = real(device)
     if where is None:
         return torch.tensor(_inverse_system(k), dtype=torch.float64, device=device)
@@ -106,8 +106,12 @@ def _spline(k: int, target: Float[Tensor, "n 2"]) -> Float[Tensor, "k2 n"]:
     line = _line(k, device)
     r2 = (y - line[:, None]).square()[:, None] + (x - line[:, None]).square()
     features = torch.cat([_radial(r2).flatten(0, 1), torch.stack([torch.ones_like(x), x, y])])
+    if torch.compiler.is_compiling():
+        from stn.compiled import solve  # it loads torch._dynamo, which takes as long again as PyTorch itself
+    else:
+        solve = solution
     with without_autocast(device.type):
-        return (_solve(k, device).T @ features).to(target)
+        return (solve(k, device).T @ features).to(target)
 
 
 def _spline_of_grid(k: int, size: tuple[int, int], dtype: torch.dtype) -> Float[Tensor, "k2 n"]:

@@ -51,10 +51,10 @@ def test_every_name_is_a_data_set_with_a_revision(name):
     assert getattr(found, kind).synthetic == (name in ("svhn_rendered", "synthetic_birds"))
 
 
-def test_mnist_needs_no_package_of_house_numbers_or_birds():
-    code = "import sys, stn.experiments.build, stn.experiments.datasets.mnist; print(*sys.modules)"
+def test_what_a_run_loads_before_it_is_known_to_be_new():
+    code = "import sys, stn.experiments.training.job, stn.experiments.datasets.mnist; print(*sys.modules)"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
-    assert not {"h5py", "albumentations", "cv2"} & set(found)
+    assert not {"h5py", "albumentations", "cv2", "torchvision", "torch._dynamo", "pytorch_lightning"} & set(found)
 
 
 @pytest.mark.parametrize("recorded", RECORDED)

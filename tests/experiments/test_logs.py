@@ -105,7 +105,7 @@ def test_a_logger_of_lightning_s_gets_the_rows_and_the_result(data, tmp_path, na
     plan(config, [])
     loggers = make_loggers(config["logger"], tmp_path, {"seed": 3}, {})
     module = fit(data, Log(next(iter(data.test_batches()))[0][:2], None, 1), loggers=loggers)
-    record = {"metrics": {"test/error": 12.5}, "steps": STEPS, "status": "finished"}
+    record = {"config": {"data": {}}, "metrics": {"test/error": 12.5}, "steps": STEPS, "status": "finished"}
     finish(loggers, record, None, Answers(), tmp_path)
     losses = [entry["train/loss"] for entry in module.curve]
     if name == "csv":

@@ -11,6 +11,7 @@ from examples import TABLE, record, save
 from stn.experiments import identity
 from stn.experiments.command import ROOT
 from stn.experiments.results import cards, pages, records, report
+from stn.experiments.training import job
 from stn.experiments.yaml_files import read_yaml
 
 CURVE = [{"step": 10 * i, "train/loss": 2 / i, "lr": 0.1} for i in range(1, 251)]
@@ -23,6 +24,14 @@ def test_a_record_is_read_as_it_was_written(tmp_path):
     records.write(tmp_path / "result.json", record())
     assert records.read(tmp_path / "result.json") == record()
     assert [path.name for path in tmp_path.iterdir()] == ["result.json"]
+
+
+def test_an_error_on_validation_digits_is_not_called_a_test_error():
+    one = record(error=1.5)
+    assert job.summary(one) == "finished, test/error 1.50 %"
+    one["config"]["data"]["test_split"] = "valid"
+    assert job.summary(one) == "finished, valid/error 1.50 %"
+    assert report.every_run([one])[0][3] == "valid/error 1.50"
 
 
 def test_a_write_that_fails_leaves_the_old_file_whole(tmp_path, monkeypatch):

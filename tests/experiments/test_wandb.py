@@ -288,7 +288,7 @@ def test_a_sweep_file_is_one_that_wandb_takes_and_its_command_composes(file):
         warnings.simplefilter("ignore", ResourceWarning)  # wandb leaves the file open
         sweep = load_sweep_config(str(file))
         gc.collect()
-    assert sweep["metric"] == {"name": "test/error", "goal": "minimize"}
+    assert sweep["metric"] == {"name": "valid/error", "goal": "minimize"}
     chosen = {
         name: {"value": space.get("values", [space.get("min")])[0]} for name, space in sweep["parameters"].items()
     }
@@ -312,7 +312,7 @@ def test_the_search_draws_what_the_sweep_file_names_minimises_it_and_goes_on(tmp
     def train(overrides, folder, metric):
         trained.append(dict(word.split("=") for word in overrides))
         rate = float(trained[-1]["schedule.localisation_lr"])
-        assert metric == "test/error"
+        assert metric == "valid/error"
         assert 0.03 <= rate <= 3
         return None if len(trained) == 2 else rate
 

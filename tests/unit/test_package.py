@@ -44,6 +44,14 @@ def test_importing_stn_loads_no_pytorch_until_a_name_is_used():
     assert subprocess.run([sys.executable, "-c", code], cwd=LIBRARY.parent).returncode == 0
 
 
+def test_a_spline_loads_no_compiler_until_it_is_compiled():
+    code = """import sys, torch, stn
+spline = stn.ThinPlateSpline()
+spline(torch.tensor([spline.identity]), torch.rand(5, 2))
+assert 'torch._dynamo' not in sys.modules"""
+    assert subprocess.run([sys.executable, "-c", code], cwd=LIBRARY.parent).returncode == 0
+
+
 @pytest.mark.parametrize("file", sorted(Path(__file__).parent.glob("*.py")), ids=lambda path: path.stem)
 def test_the_tests_of_the_library_use_the_library_alone(file):
     assert "stn." + "experiments" not in file.read_text()

@@ -9,7 +9,6 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Generator, Tensor
 from torch.utils.data import DataLoader, TensorDataset
-from torchvision.datasets.mnist import read_image_file, read_label_file
 
 from stn.experiments.datasets.distortions import Distortion, build, frozen
 from stn.experiments.datasets.fetch import fetch
@@ -22,6 +21,8 @@ Digits = tuple[UInt8[Tensor, "_ 28 28"], Int[Tensor, " _"]]
 
 def load_digits(root: str | Path, split: str) -> Digits:
     """The images and labels of MNIST's `split`, train (60,000) or t10k (10,000), fetched and checked first."""
+    from torchvision.datasets.mnist import read_image_file, read_label_file  # takes a second to load
+
     paths = fetch("mnist", Path(root))
     return (
         read_image_file(str(paths[f"{split}-images-idx3-ubyte"])),

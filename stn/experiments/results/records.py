@@ -10,6 +10,7 @@ import json
 import logging
 import math
 import os
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from statistics import fmean
@@ -24,6 +25,7 @@ __all__ = [
     "Record",
     "commit",
     "keep",
+    "metrics_of",
     "read",
     "read_all",
     "read_kept",
@@ -46,6 +48,12 @@ LINE = ("version", "id", "experiment", "schedule", "seed", "status", "metrics", 
 def unit(metric: str) -> str:
     """What stands after a figure: all metrics are in percent but correlations."""
     return "" if "correlation" in metric else " %"
+
+
+def metrics_of(record: Record) -> dict[str, int | float]:
+    """The metrics under the name of what they are of: test/... becomes valid/... where data.test_split is valid."""
+    split = record["config"]["data"].get("test_split", "test")
+    return {re.sub("^test/", f"{split}/", key): value for key, value in record["metrics"].items()}
 
 
 def core_seconds(record: Record) -> float:

@@ -20,7 +20,7 @@ from markupsafe import Markup, escape
 
 from stn.experiments.results import against, curves, pages, tables
 from stn.experiments.results.cells import Cell
-from stn.experiments.results.records import Record
+from stn.experiments.results.records import Record, metrics_of
 from stn.experiments.results.tables import Table
 from stn.experiments.yaml_files import read_yaml
 
@@ -212,7 +212,7 @@ def every_run(found: list[Record]) -> list[tuple[str, ...]]:
     lines = []
     for r in found:
         settings = [o for o in r["overrides"] if o.split("=")[0] not in tables.NEUTRAL]
-        result = ", ".join(f"{key} {value:.2f}" for key, value in r["metrics"].items()) or "no metric"
+        result = ", ".join(f"{key} {value:.2f}" for key, value in metrics_of(r).items()) or "no metric"
         lines.append((
             f"{r['experiment']} {' '.join(settings)}".strip(), r["schedule"], str(r["seed"]),
             result if r["status"] == "finished" else f"failed: {r.get('failure', 'no reason recorded')}",

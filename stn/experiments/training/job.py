@@ -95,7 +95,9 @@ def summary(record: records.Record) -> str:
     """finished, test/error 1.23 % / failed: why."""
     if record["status"] == "failed":
         return f"failed: {record['failure']}"
-    return "finished, " + ", ".join(f"{key} {value:.2f}{records.unit(key)}" for key, value in record["metrics"].items())
+    return "finished, " + ", ".join(
+        f"{key} {value:.2f}{records.unit(key)}" for key, value in records.metrics_of(record).items()
+    )
 
 
 def safe(job: Job) -> str:

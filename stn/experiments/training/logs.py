@@ -108,7 +108,7 @@ def finish(
     """The record's figures, as the last of a logged run."""
     for logger in loggers:
         if record["metrics"]:
-            logger.log_metrics(record["metrics"], step=record["steps"])
+            logger.log_metrics(records.metrics_of(record), step=record["steps"])
         if isinstance(logger, WandbLogger):
             wandb_run.end(logger, record, row, answers, folder)
         else:

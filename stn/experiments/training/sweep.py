@@ -72,7 +72,7 @@ class SweepProgress(Callback):
             result, training = "failed", 0.0
             if job_return.status == JobStatus.COMPLETED:
                 record = job_return.return_value
-                result = ", ".join(f"{key} {value:.2f} %" for key, value in record["metrics"].items())
+                result = ", ".join(f"{key} {value:.2f} %" for key, value in records.metrics_of(record).items())
                 if (self.runs / record["id"] / "result.json").stat().st_mtime < self.job_start:
                     result += ", as before"
                 else:

@@ -105,7 +105,7 @@ def send(logger: WandbLogger, record: records.Record, answers: Answers, folder: 
         images, texts = [one.picture() for one in answers.worst], [one.text for one in answers.worst]
         logger.log_image("test/worst", images, step=record["steps"], caption=texts)
     cell, _, last = record["id"].rpartition("-seed")
-    artifact = wandb.Artifact(cell, "model", metadata={"id": record["id"], **record["metrics"]})
+    artifact = wandb.Artifact(cell, "model", metadata={"id": record["id"], **records.metrics_of(record)})
     for path in sorted(folder.glob("*.safetensors")):
         artifact.add_file(str(path), policy="immutable", skip_cache=True)
     logger.experiment.log_artifact(artifact, aliases=[f"seed{record['seed']}", last.rpartition("-")[2]])
