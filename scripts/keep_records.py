@@ -8,7 +8,7 @@ model card results/weights/README.md are made from the kept records alone; only 
 import argparse
 from pathlib import Path
 
-from stn.experiments.command import ROOT, run, runs_folder
+from stn.experiments.command import ROOT, end_with, run, runs_folder
 from stn.experiments.results import against, cards, pages, prose, records, speed, tables, weights
 
 
@@ -20,7 +20,8 @@ def main() -> None:
     results = ROOT / "results"
     runs = runs_folder(options.runs)
     # what was judged on validation digits is a study's (scripts/studies.py), not a figure of a table
-    own = [r for r in records.read_runs(runs) if r["config"]["data"].get("test_split", "test") == "test"]
+    damaged: list[str] = []
+    own = [r for r in records.read_runs(runs, damaged) if r["config"]["data"].get("test_split", "test") == "test"]
     new = records.keep(own, results)
     print(f"{len(new)} new records in {results / 'records.jsonl'}")
     if options.weights is not None:
@@ -53,6 +54,7 @@ def main() -> None:
         written.append(card)
     for path in written:
         print(f"written: {path.relative_to(ROOT)}")
+    end_with(damaged, "The other records are kept.")
 
 
 if __name__ == "__main__":

@@ -4,10 +4,9 @@ A run of your own (below runs/) stands before the kept record (results/records.j
 """
 
 import argparse
-import sys
 from pathlib import Path
 
-from stn.experiments.command import ROOT, run, runs_folder
+from stn.experiments.command import ROOT, end_with, run, runs_folder
 from stn.experiments.results import records, report, tables
 
 
@@ -22,8 +21,7 @@ def main() -> None:
     page = report.page(found, known, ROOT / "docs/figures", ROOT / "results/not_run.yaml", damaged)
     records.replace(options.out, page)
     print(f"written: {options.out}, {len(found)} records, {len(page) / 2**20:.1f} MB: open it in a browser")
-    if damaged:
-        sys.exit("\n".join(f"error: {line}" for line in damaged) + "\nThe report stands on the other records.")
+    end_with(damaged, "The report stands on the other records.")
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table as RichTable
 
 from stn.experiments import resolvers
-from stn.experiments.command import ROOT, run, runs_folder
+from stn.experiments.command import ROOT, end_with, run, runs_folder
 from stn.experiments.results import records, tables
 from stn.experiments.training.lock import held
 
@@ -61,8 +61,9 @@ def main() -> None:
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):  # a row's classifier may decide
         steps = {row: compose("config", [f"experiment={row}", f"schedule={options.schedule}"]).schedule.steps
                  for row in table.rows}  # fmt: skip
-    own = [*records.read_runs(runs, smoke=schedule.get("smoke", False)), *unfinished(runs)]
-    known = [r for r in [*own, *records.read_kept(ROOT / "results")]
+    damaged: list[str] = []
+    own = [*records.read_runs(runs, damaged, schedule.get("smoke", False)), *unfinished(runs)]
+    known = [r for r in [*own, *records.read_kept(ROOT / "results", damaged=damaged)]
              if tables.belongs(table, r) and r["status"] == "finished"]  # fmt: skip
     known = [r for r in known if r["schedule"] == options.schedule] or known
     cells: dict[tuple[str, Any, int], records.Record] = {}
@@ -100,6 +101,7 @@ def main() -> None:
     about = f"about {timedelta(seconds=round(sum(known_s) / at_once))} left, {at_once} at a time" if known_s else ""
     unknown = f"no record tells the pace of {len(left) - len(known_s)} of them" if len(known_s) < len(left) else ""
     print("; ".join(filter(None, [f"{sum(counts.values())} cells: {summary}", about, unknown])))
+    end_with(damaged, "This is of the other records.")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table as RichTable
 
-from stn.experiments.command import ROOT, run, runs_folder
+from stn.experiments.command import ROOT, end_with, run, runs_folder
 from stn.experiments.results import pages, records, tables
 
 
@@ -25,8 +25,11 @@ def main() -> None:
     runs = runs_folder(options.runs)
     smoke = options.schedule is not None and tables.schedule(ROOT / "conf", options.schedule).get("smoke", False)
     table = tables.load(ROOT / "conf/table" / f"{options.table}.yaml")
-    own = records.read_runs(runs, smoke=smoke)
-    found = own if smoke else records.read_all(runs, ROOT / "results")
+    damaged: list[str] = []
+    own = records.read_runs(runs, damaged, smoke)
+    ids = {record["id"] for record in own}
+    kept = [] if smoke else records.read_kept(ROOT / "results", damaged=damaged)
+    found = own + [record for record in kept if record["id"] not in ids]
     console, shown = Console(), 0
     for block, schedule, budget in tables.blocks(table, found):
         if options.schedule in (None, schedule):
@@ -36,7 +39,6 @@ def main() -> None:
             for line in body:
                 lines.add_row(*line)
             console.print(lines)
-            ids = {record["id"] for record in own}
             mine = sum(tables.belongs(table, r) and r["id"] in ids for r in block if r["schedule"] == schedule)
             rest = "" if smoke else "; where there is none, the kept record"
             console.print(f"own runs, below {runs}: {mine}{rest}")
@@ -50,6 +52,7 @@ def main() -> None:
     if not smoke:
         pages.write(options.out, table, found)
         console.print(f"written: {options.out / table.name}.md and .csv")
+    end_with(damaged, "The table stands on the other records.")
 
 
 if __name__ == "__main__":

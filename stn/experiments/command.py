@@ -34,6 +34,12 @@ def runs_folder(given: Path | None) -> Path:
     return given or ROOT / "runs"
 
 
+def end_with(damaged: list[str], rest: str) -> None:
+    """Exit with a line for each record that cannot be read, if there are any, and one that says what `rest` is of."""
+    if damaged:
+        sys.exit("\n".join([*(f"error: {line}" for line in damaged), rest]))
+
+
 def quiet() -> None:
     """Silence what libraries say of themselves; before or after they are imported."""
     for logger in TALKATIVE:

@@ -125,8 +125,9 @@ def test_what_is_no_record_is_named_in_one_line(tmp_path, content, message):
         records.read(path)
 
 
-def test_the_curve_of_a_failed_run_may_hold_nan(tmp_path):
-    failed = record(error=None, curve=[{"step": 1, "train/loss": float("nan")}])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 3.4e38, -4e27])
+def test_the_curve_of_a_failed_run_may_hold_whatever_a_network_computes(value, tmp_path):
+    failed = record(error=None, curve=[{"step": 1, "train/loss": value}])
     records.write(tmp_path / "result.json", failed)
     assert records.read(tmp_path / "result.json")["status"] == "failed"
 

@@ -57,6 +57,17 @@ def test_the_status_counts_cells_by_what_became_of_them(tmp_path, status):
     assert cells["CNN"][3] == "1 stopped 50 %, 1 missing"
 
 
+def test_a_damaged_record_costs_its_own_line(tmp_path, status, capsys):
+    started(tmp_path, "mnist_fcn", "r", 0)
+    damaged = started(tmp_path, "mnist_fcn", "e", 0) / "result.json"
+    damaged.write_text("{")
+    with pytest.raises(
+        SystemExit, match=rf"^error: the record {damaged} is damaged [^\n]*\nThis is of the other records"
+    ):
+        status("--runs", tmp_path)
+    assert "40 cells: 1 done, 0 running, 0 stopped, 0 failed, 39 missing" in capsys.readouterr().out
+
+
 def test_the_time_left_is_at_the_pace_of_the_same_cell_or_run(tmp_path, status, monkeypatch):
     for row in tables.load(ROOT / "conf/table/table1.yaml").rows:
         for column in ("r", "rts", "p", "e", "tc"):
@@ -66,7 +77,7 @@ def test_the_time_left_is_at_the_pace_of_the_same_cell_or_run(tmp_path, status, 
     running = started(
         tmp_path, "mnist_cnn", "e", 0, "fast_sgd", status="unfinished", step=3000, seconds=900.0  # 0.3 s a step
     )  # fmt: skip
-    monkeypatch.setattr(records, "read_kept", lambda folder: [])
+    monkeypatch.setattr(records, "read_kept", lambda folder, **_: [])
     with locked(running, 0):
         _, last = status("--runs", tmp_path, "--schedule", "fast_sgd")
     left = timedelta(seconds=600 + 900)
@@ -90,7 +101,7 @@ def test_the_status_touches_no_run(tmp_path, status):
 
 
 def test_cells_of_whose_pace_no_record_tells_are_no_part_of_the_time_left(tmp_path, status, monkeypatch):
-    monkeypatch.setattr(records, "read_kept", lambda folder: [])
+    monkeypatch.setattr(records, "read_kept", lambda folder, **_: [])
     assert status("--runs", tmp_path)[1].endswith("40 missing; no record tells the pace of 40 of them")
 
 

@@ -408,12 +408,18 @@ def test_what_the_table_script_cannot_use_is_said_in_one_line(script, tmp_path):
     for name in ("table.py", "status.py", "report.py", "keep_records.py"):
         words = ["table1"] if name in ("table.py", "status.py") else []
         assert script(name, *words, "--runs", missing)[0] == f"error: --runs {missing}: there is no such folder"
-    save(tmp_path / "runs", record())
-    result = tmp_path / "runs" / record()["id"] / "result.json"
+
+
+@pytest.mark.parametrize("command", ["table.py table1", "keep_records.py"])
+def test_a_damaged_record_costs_its_own_line(command, script, tmp_path):
+    save(tmp_path / "runs", record(error=7.25), record(seed=1))
+    result = tmp_path / "runs" / record(seed=1)["id"] / "result.json"
     result.write_text('{"version": 2')
-    code, _ = script("table.py", "table1")
-    assert code.startswith(f"error: the record {result} is damaged ")
-    assert len(code.splitlines()) == 1
+    code, said = script(*command.split())
+    wrong, rest = code.splitlines()
+    assert wrong.startswith(f"error: the record {result} is damaged ")
+    assert "other records" in rest
+    assert {"table.py table1": "7.25", "keep_records.py": "1 new records"}[command] in said
 
 
 def test_ended_runs_are_kept_and_the_pages_made_from_them(script, tmp_path):

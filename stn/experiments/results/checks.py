@@ -10,7 +10,8 @@ from stn.experiments.identity import GROUPS
 
 VERSION = 2
 DEEPEST = 10  # mappings within mappings of a config
-LARGE = 1e18  # no number in a record comes near it
+LARGE = 1e18  # no number in a record comes near it, but in its curve
+LARGEST_FLOAT32 = 3.4029e38
 Record = dict[str, Any]
 Check = Callable[[Any], bool]
 
@@ -67,8 +68,8 @@ def _config(value: Any) -> bool:
 
 
 def _in_curve(value: Any) -> bool:
-    """NaN and infinity may stand in the curve of a run that failed."""
-    return _number(value) or (isinstance(value, float) and not math.isfinite(value))
+    """What a float32 can be: NaN and infinity of a run that failed, the determinant of a transformer gone astray."""
+    return _number(value) or (isinstance(value, float) and not LARGEST_FLOAT32 < abs(value) < math.inf)
 
 
 def _entry(value: Any) -> bool:
