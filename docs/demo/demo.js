@@ -162,7 +162,7 @@ function photograph(ort, session) {
 
 const status = document.getElementById("status");
 try {
-  if (location.protocol === "file:") throw new Error("it needs a server, such as `python -m http.server -d site`");
+  if (location.protocol === "file:") throw new Error("it needs a server, such as: python -m http.server -d site");
   const ort = await import("./ort.wasm.min.mjs");
   ort.env.wasm.numThreads = 1; // more need headers that a static site cannot send
   const network = await fetch("digits.onnx");

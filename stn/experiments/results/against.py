@@ -129,7 +129,7 @@ def by_column(table: Table, records: list[Record]) -> str:
     signs = (
         ('<circle class="ours most" r="5"/>', "ours, at most the paper's"),
         ('<circle class="ours" r="5"/>', "ours, above the paper's"),
-        ('<circle class="ours alone" r="5"/>', "ours, no figure there"),
+        ('<circle class="ours alone" r="5"/>', "ours; the paper has none"),
         ('<rect class="paper" x="-1.5" y="-8" width="3" height="16"/>', "the paper's"),
         ('<path class="run" d="M-8 0H8"/>', "our lowest to highest run"),
     )

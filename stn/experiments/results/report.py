@@ -20,7 +20,7 @@ from markupsafe import Markup, escape
 
 from stn.experiments.results import against, curves, pages, tables
 from stn.experiments.results.cells import Cell
-from stn.experiments.results.records import Record, metrics_of
+from stn.experiments.results.records import Record, core_seconds, metrics_of
 from stn.experiments.results.tables import Table
 from stn.experiments.yaml_files import read_yaml
 
@@ -112,7 +112,7 @@ def variant(table: Table, found: list[Record], schedule: str, budget: Any) -> di
         if runs:
             steps_ms = [1000 * r["seconds"] / r["steps"] for r in runs]
             speeds = [r["samples_per_s"] for r in runs if r.get("samples_per_s")]
-            costs.append((row, len(runs), span([r["params"] for r in runs]), duration(sum(r["seconds"] for r in runs)),
+            costs.append((row, len(runs), span([r["params"] for r in runs]), duration(sum(map(core_seconds, runs))),
                           span(steps_ms, ",.1f"), span(speeds)))  # fmt: skip
     key = curves.quantity(table, mine)
     synthetic = any(r["synthetic"] for r in mine)
@@ -121,7 +121,7 @@ def variant(table: Table, found: list[Record], schedule: str, budget: Any) -> di
         "schedule": schedule,
         "anchor": "-".join([table.name, schedule, str(budget), *(["synthetic"] if synthetic else [])]),
         "text": pages.describe(found, table, schedule, budget),
-        "seconds": sum(r["seconds"] for r in mine),
+        "seconds": sum(map(core_seconds, mine)),
         "runs": len(mine),
         "synthetic": synthetic,
         "cells": cells,
