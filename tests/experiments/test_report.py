@@ -186,7 +186,7 @@ def test_a_whole_record_of_any_content_is_reported(tmp_path):
     extremes = {int: [0, 1, 10**17], float: [0.0, 1e17, -1e17, 1e-300, float("nan")], str: ["", "\n", "<b>", "a b"],
                 list: [[]], dict: [{}], bool: [True], type(None): [None, 1, "<b>"]}  # fmt: skip
     tried = 0
-    for _ in range(80):
+    for _ in range(120):
         one = json.loads(json.dumps(record(curve=CURVE[:2], samples_per_s=1.0, finished_at="2020-01-01")))
         for _ in range(draw.randint(1, 3)):
             node = one

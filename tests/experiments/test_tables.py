@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import runpy
 import shutil
 import subprocess
@@ -16,7 +17,7 @@ from safetensors.numpy import load_file, save_file
 from scipy.stats import binomtest
 
 from stn.experiments.command import ROOT
-from stn.experiments.results import cells, pages, records, tables, weights
+from stn.experiments.results import cards, cells, checks, pages, prose, records, tables, weights
 
 KNOWN = [tables.load(path) for path in sorted((ROOT / "conf/table").glob("*.yaml"))]
 
@@ -500,3 +501,17 @@ def test_what_is_made_from_records_imports_no_pytorch(module):
     code = f"import sys, stn.experiments.results.{module}; print(*sorted({absent!r} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.split() == []
+
+
+def test_what_a_record_says_is_text_never_markup_in_markdown_either():
+    evil = "a | b\n# <script>`x`</script> [link](javascript:1) *"
+    config = record()["config"]
+    config = config | {"model": config["model"] | {evil: [evil]}}
+    one, cited = record(device=evil, config=config), "example/mnist_fcn/r/best device"
+    for text in (pages.markdown(TABLE, [one]), cards.page([one], [TABLE]), prose.figure(cited, [TABLE], [one])):
+        assert r"a \| b # &lt;script&gt;\`x\`&lt;/script&gt; \[link\](javascript:1) \*" in text
+        assert not re.search(r"<script|(?<!\\)\[link|(?<!\\)`x|\n# &", text)
+    with pytest.raises(ValueError, match=r"has schedule=.*, which cannot be"):
+        checks.checked(one | {"schedule": "fast|<b>"}, "it", "delete it")
+    with pytest.raises(ValueError, match=r"has metrics=.*, which cannot be"):
+        checks.checked(one | {"metrics": {evil: 1.0}}, "it", "delete it")

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from stn.experiments.results import tables
+from stn.experiments.results.pages import escaped
 from stn.experiments.results.records import Record, unit
 from stn.experiments.results.report import duration
 from stn.experiments.results.tables import Table
@@ -46,7 +47,7 @@ def section(record: Record, known: list[Table]) -> str:
         f"- {metrics or 'no metric'} on the frozen test set, seed {record['seed']}.  {standing(record, known)}",
         f"- {record['params']:,} trainable parameters, input {' x '.join(map(str, record['in_shape']))}; schedule "
         f"`{record['schedule']}`: {record['steps']:,} steps of {config['schedule'].get('batch_size')} examples in "
-        f"{duration(record['seconds'])} on {record['device']}, {record['precision']}.",
+        f"{duration(record['seconds'])} on {escaped(record['device'])}, {record['precision']}.",
         f"- Model: {settings(config['model'])}",
         f"- Data: {settings(config['data'])}",
     ]
@@ -62,9 +63,13 @@ def settings(group: Mapping[str, Any]) -> str:
     """name mnist, classifier cnn, distortion (name rts, canvas_px 42)."""
 
     def text(value: Any) -> str:
-        return f"({settings(value)})" if isinstance(value, Mapping) else "none" if value is None else str(value)
+        if isinstance(value, Mapping):
+            return f"({settings(value)})"
+        if isinstance(value, list):
+            return f"[{', '.join(map(text, value))}]"
+        return "none" if value is None else escaped(value) if isinstance(value, str) else str(value)
 
-    return ", ".join(f"{key} {text(value)}" for key, value in group.items())
+    return ", ".join(f"{escaped(key)} {text(value)}" for key, value in group.items())
 
 
 def page(records: list[Record], known: list[Table]) -> str:

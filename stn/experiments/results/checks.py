@@ -20,6 +20,11 @@ def _text(value: Any) -> bool:
     return isinstance(value, str)
 
 
+def _name(value: Any) -> bool:
+    """What may stand in a page, a table and a path as it is."""
+    return isinstance(value, str) and re.fullmatch(r"\w[\w./-]*", value) is not None
+
+
 def _number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and -LARGE < value < LARGE
 
@@ -62,8 +67,8 @@ def _config(value: Any) -> bool:
     if not (_each(_mapping)(value) and set(GROUPS) <= set(value) and _plain(value)):
         return False
     data, schedule = value["data"], value["schedule"]
-    distortion = data.get("distortion", {"name": ""})
-    named = _text(data.get("name")) and _mapping(distortion) and _text(distortion.get("name"))
+    distortion = data.get("distortion", {"name": "none"})
+    named = _name(data.get("name")) and _mapping(distortion) and _name(distortion.get("name"))
     return named and all(_whole(1)(schedule[key]) for key in ("steps", "batch_size") if key in schedule)
 
 
@@ -79,15 +84,15 @@ def _entry(value: Any) -> bool:
 REQUIRED: dict[str, Check] = {  # in the order of a record
     "version": _whole(),
     "id": lambda value: _text(value) and re.fullmatch(r"\w[\w.-]*", value) is not None,  # it names files
-    "experiment": _text,
-    "schedule": _text,
+    "experiment": _name,
+    "schedule": _name,
     "seed": _whole(),
     "status": lambda value: value in ("finished", "failed", "unfinished"),
-    "metrics": _each(_number),
+    "metrics": lambda value: _each(_number)(value) and all(map(_name, value)),
     "params": _whole(),
     "steps": _whole(1),
     "seconds": lambda value: _number(value) and value >= 0,
-    "precision": _text,
+    "precision": _name,
     "budget": _or_null(_whole()),
     "smoke": _bool,
     "synthetic": _bool,

@@ -4,6 +4,7 @@ import csv
 import io
 import re
 from collections import Counter
+from html import escape
 from pathlib import Path
 
 from stn.experiments.results.cells import BESIDE, SPREAD, Cell
@@ -39,7 +40,9 @@ def describe(records: list[Record], table: Table, schedule: str, budget: int | N
     seeds = sorted({r["seed"] for r in finished})
     hours = sum(map(core_seconds, finished)) / 3600
     seed, run = "seed" + "s" * (len(seeds) > 1), "run" + "s" * (len(finished) > 1)
-    devices = sorted({f"{r['device']}, {r['threads']} thread{'s' if r['threads'] > 1 else ''}" for r in finished})
+    devices = sorted(
+        {f"{escaped(r['device'])}, {r['threads']} thread{'s' if r['threads'] > 1 else ''}" for r in finished}
+    )
     precision = " or ".join(sorted({r["precision"] for r in finished}))
     return (
         f"{synthetic}Schedule `{schedule}`: {_steps(table, finished)}; {_size(finished, budget)}; "
@@ -109,6 +112,11 @@ def markdown(table: Table, records: list[Record], best: bool = False) -> str:
         return "No records yet."
     notes = [legend(table), *table.notes]
     return "\n\n".join([*parts, "\n".join(f"- {note}" for note in notes)])
+
+
+def escaped(text: str) -> str:
+    """A record's text as it reads, in Markdown: neither markup nor HTML, on one line."""
+    return re.sub(r"([\\`*\[\]|~])", r"\\\1", escape(" ".join(text.split()), quote=False))
 
 
 def in_markdown(lines: list[list[str]]) -> str:

@@ -17,6 +17,7 @@ from itertools import product
 
 from stn.experiments.results import tables
 from stn.experiments.results.cells import Cell
+from stn.experiments.results.pages import escaped
 from stn.experiments.results.records import Record, core_seconds
 from stn.experiments.results.report import span
 
@@ -38,7 +39,7 @@ FACTS: dict[str, Callable[[Found], str]] = {
     "params": _of_records("params", ",d"),
     "hours": lambda found: f"{sum(core_seconds(r) for _, runs in found for r in runs) / 3600:.1f}",
     "minutes": lambda found: span([math.ceil(core_seconds(r) / 60) for _, runs in found for r in runs], "d"),
-    "device": lambda found: " or ".join(sorted({r["device"] for _, runs in found for r in runs})),
+    "device": lambda found: " or ".join(sorted({escaped(r["device"]) for _, runs in found for r in runs})),
 }
 
 
