@@ -3,12 +3,12 @@
 PYTHON ?= python3# 3.10 to 3.13
 SCHEDULE ?= fast# smoke | quick | fast | onecycle | paper, or any other of conf/schedule
 SEEDS ?= 0# such as 0,1,2
-ROWS ?=# a part of a table, after make: experiments, such as mnist_fcn,mnist_st_fcn_tps
-COLUMNS ?=# a part of a table: such as r,rts (Table 2: 64,128; Table 5: digits)
+ROWS ?=# only these rows of a table: experiments, such as mnist_fcn,mnist_st_fcn_tps
+COLUMNS ?=# only these columns, such as r,rts (Table 2: 64,128; Table 5: digits)
 LAUNCHER ?= basic# basic | joblib | ray_local | ray_cluster | submitit_local | slurm
 TABLE ?= table1# of status and dashboard
 EXTRAS ?=# what setup adds for a launcher or Table 3: ray | submitit | birds
-ARGS ?=# further words for run.py, bench or figures, with blanks between them alone: ARGS="threads=1 logger=none"
+ARGS ?=# further words for run.py, bench or figures, separated by blanks: ARGS="threads=1 logger=none"
 # a terminal's width is called COLUMNS, too: it is no part of a table, and a part of a table is no width
 PART := $(if $(findstring command,$(origin COLUMNS)),$(COLUMNS))
 unexport COLUMNS
@@ -28,7 +28,7 @@ help: ## these targets and the variables
 	@grep -hE '^[A-Z]+ [?]=' Makefile | sed -E 's/ [?]= ?/=/; s/ ?# ?/\t/' | expand -t 22
 
 $(SETUP): pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; (3, 10) <= v < (3, 14) or sys.exit("error: Python %d.%d does not do; make PYTHON=python3.12 takes another (3.10 to 3.13)" % v)'
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; (3, 10) <= v < (3, 14) or sys.exit("error: Python %d.%d is not supported: make PYTHON=python3.12 takes another (3.10 to 3.13)" % v)'
 	@echo 'Set-up: the pinned packages go into .venv (PyTorch with CUDA, about 6 GB: a few minutes).'
 	$(PYTHON) -m venv .venv
 	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[experiments,dev,docs,joblib,onnx,svhn,dashboard,search,tensorboard]'
@@ -80,7 +80,7 @@ $(TABLES): reproduce-%: $(SETUP)
 		$${ROWS:+"experiment=$$ROWS"} $${PART:+"$$COLUMN=$$PART"} $$ARGS || status=$$?; \
 	$(PY) scripts/table.py $* $${SCHEDULE:+--schedule "$$SCHEDULE"} && exit $$status
 
-status: $(SETUP) ## cells of TABLE done, running, failed and missing, time left (SCHEDULE, SEEDS)
+status: $(SETUP) ## which cells of TABLE are done, running, failed or missing, and the time left (SCHEDULE, SEEDS)
 	@$(PY) scripts/status.py "$$TABLE" --schedule "$$SCHEDULE" --seeds "$$SEEDS"
 
 dashboard: $(SETUP) ## W&B workspace and report of TABLE, where an account is set up
@@ -110,7 +110,7 @@ campaign: data ## on a GPU: its tests, bench, then all tables, in slices that go
 test-gpu: data ## the tests that need a GPU, each skipped with its reason where there is none
 	@$(PY) -m pytest -m gpu -rs tests/gpu tests/unit
 
-test-unit: $(SETUP) ## the tests of the library alone: seconds, no data
+test-unit: $(SETUP) ## the tests of the library alone, in seconds and without data
 	@$(PY) -m pytest tests/unit
 
 test: data ## all tests but the slow ones (four to six minutes on two cores)

@@ -96,17 +96,15 @@ def what_is_wrong(error: BaseException) -> str:
                 return f"{group}={option} is not installed: make setup EXTRAS={extra}, or pip install '.[{extra}]'"
         return f"unknown {group}={option}: choose {', '.join(options)}" if group else f"there is no conf/{option}.yaml"
     if isinstance(error, OverrideParseException):
-        return (
-            f"{error.override!r} cannot be read: give KEY=VALUE, a value of other characters in quotes: 'KEY=\"VALUE\"'"
-        )
+        return f"{error.override!r} cannot be read: give KEY=VALUE, with other characters in quotes: 'KEY=\"VALUE\"'"
     if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
-        return f"{error.problem_mark.name} is no YAML: {yaml_error(error)}"
+        return f"{error.problem_mark.name} is not YAML: {yaml_error(error)}"
     if isinstance(error, InterpolationResolutionError | InterpolationKeyError):
-        return f"{error.full_key} refers to what cannot be found: a key, an environment variable, or itself"
+        return f"{error.full_key} refers to something that cannot be found: a key, an environment variable, or itself"
     if isinstance(error, ConfigAttributeError | ConfigKeyError):
         return f"{error.full_key or error.key} is missing: every run has it"
     if isinstance(error, UnicodeDecodeError):
-        return f"a file that was read is no text in UTF-8: {error}"
+        return f"a file that was read is not text in UTF-8: {error}"
     if isinstance(error, OSError) and error.filename is None and error.strerror:  # a full disk, as libraries say it
         return f"{error.strerror}: look at runs_dir, data.root and the temporary folder {tempfile.gettempdir()}"
     if isinstance(error, InstantiationException) and cause is not None:

@@ -260,7 +260,9 @@ def _checked(
         for member in tar:
             match = MEMBER.fullmatch(member.name) or LOG.fullmatch(member.name)
             if match is None or not member.isfile() or member.size > LARGEST:
-                raise ValueError(f"{archive} holds {member.name!r:.80}, which is no file of a run: nothing was merged")
+                raise ValueError(
+                    f"{archive} holds {member.name!r:.80}, which is not a file of a run: nothing was merged"
+                )
             run = "campaign" if member.name.startswith("campaign/") else match[1]
             path = scratch / run / Path(member.name).name
             path.parent.mkdir(exist_ok=True)

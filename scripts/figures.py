@@ -80,7 +80,7 @@ def save(drawn: Drawn, path: Path) -> Path:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="NAME", help="such as figure3 (default: all)")
-    parser.add_argument("--list", action="store_true", help="print the names, and that is all")
+    parser.add_argument("--list", action="store_true", help="only print the names")
     parser.add_argument("--runs", type=Path, help="where your own runs are (default: runs)")
     parser.add_argument("--out", type=Path, default=ROOT / "docs/figures", help="default: docs/figures")
     options = parser.parse_args()

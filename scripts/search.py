@@ -22,17 +22,17 @@ def read_sweep(path: Path) -> dict[str, Any]:
     sweep = read_yaml(path)
     needs = {"command": list, "parameters": dict, "metric": dict}
     if not isinstance(sweep, dict) or not all(isinstance(sweep.get(key), kind) for key, kind in needs.items()):
-        raise ValueError(f"{path} is no sweep: it has to have a command (a list), parameters and a metric (mappings)")
+        raise ValueError(f"{path} is not a sweep: it needs a command (a list), parameters and a metric (mappings)")
     metric = sweep["metric"]
     if not isinstance(metric.get("name"), str) or metric.get("goal") not in ("minimize", "maximize"):
-        raise ValueError(f"{path}: metric={metric} has to have a name and a goal, minimize or maximize")
+        raise ValueError(f"{path}: metric={metric} needs a name and a goal, minimize or maximize")
     if wrong := [name for name, space in sweep["parameters"].items() if not isinstance(space, dict)]:
         raise ValueError(f"{path}: parameter {wrong[0]} has to be a mapping with values, or min and max")
     for name, space in sweep["parameters"].items():
         low, high = space.get("min"), space.get("max")
         listed = isinstance(space.get("values"), list) and space["values"]
         if not listed and not (isinstance(low, int | float) and isinstance(high, int | float) and low < high):
-            raise ValueError(f"{path}: parameter {name} has to have a list of values, or numbers min < max")
+            raise ValueError(f"{path}: parameter {name} needs a list of values, or numbers min < max")
     return sweep
 
 

@@ -34,7 +34,7 @@ def check_transform(transform: Transform) -> None:
     if isinstance(transform, type):
         raise ValueError(f"the transform has to be an object, got the class: write {transform.__name__}()")
     if not isinstance(transform, Transform):
-        raise ValueError(f"{transform!r} is no transform: it needs num_params, dims, identity and a call")
+        raise ValueError(f"{transform!r} is not a transform: it needs num_params, dims, identity and a call")
 
 
 def check_size(name: str, size: tuple[int, ...], dims: int, of: str) -> None:

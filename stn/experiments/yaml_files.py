@@ -13,7 +13,7 @@ def read_yaml(path: Path) -> Any:
     try:
         return yaml.safe_load(path.read_bytes())
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date such as 2026-99-99
-        raise ValueError(f"{path} is no YAML: {yaml_error(error)}") from None
+        raise ValueError(f"{path} is not YAML: {yaml_error(error)}") from None
 
 
 def yaml_error(error: BaseException) -> str:

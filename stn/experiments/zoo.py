@@ -122,7 +122,7 @@ def _in_shape(record: records.Record) -> tuple[int, ...]:
         and len(shape) in (3, 4)
         and all(isinstance(side, int) and 0 < side <= LARGEST_PX for side in shape)
     ):
-        raise ValueError(f"the record {record['id']} has in_shape {shape!r}: this is no input of a network here")
+        raise ValueError(f"the record {record['id']} has in_shape {shape!r}: no network here has such an input")
     return tuple(shape)
 
 

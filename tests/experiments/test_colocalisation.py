@@ -164,7 +164,7 @@ def train(d, steps=3):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"digit": 10}, r"data\.digit=10 is no digit class: choose one of 0 to 9"),
+        ({"digit": 10}, r"data\.digit=10 is not a digit class: choose one of 0 to 9"),
         ({"digit": -1}, r"data\.digit=-1"),
         ({"patches": -1}, r"data\.patches=-1"),
         ({"images": 1}, r"data\.images=1"),
@@ -208,7 +208,7 @@ def test_both_readings_of_a2_have_its_parameters(stride, params):
 
 @pytest.mark.parametrize("start", [0.0, 1.0, 1.5])
 def test_a_start_that_is_no_window_within_the_image_is_refused(start):
-    with pytest.raises(ValueError, match=rf"^model\.start={start} is no scale [^\n]*between 0 and 1$"):
+    with pytest.raises(ValueError, match=rf"^model\.start={start} is not a scale [^\n]*between 0 and 1$"):
         build((1, 84, 84), 1, 100_000, 4, start, 0.1)
 
 
@@ -321,8 +321,8 @@ def test_every_unit_of_the_encoding_counts_alike():
     ("name", "said"),
     [
         ("nobody", r"[^\n]*nobody[^\n]*"),
-        (TPS, rf"objective\.encoder={TPS} is no digit CNN for 28 x 28 px: [^\n]*"),
-        (LARGE, rf"objective\.encoder={LARGE} is no digit CNN for 28 x 28 px: [^\n]*"),
+        (TPS, rf"objective\.encoder={TPS} is not a digit CNN for 28 x 28 px: [^\n]*"),
+        (LARGE, rf"objective\.encoder={LARGE} is not a digit CNN for 28 x 28 px: [^\n]*"),
     ],
 )
 def test_a_missing_and_a_foreign_encoder_are_one_clear_line(digits, tmp_path, name, said):

@@ -182,9 +182,9 @@ REFUSED = {  # of mnist_st_cnn_affine's config: key, value, what is said
     "schedule.bound": (5, r"has to be null, \{all: norm\}"),
     "schedule.bound.all": ("x", "has to be a number above 0"),
     "schedule.lr_scheduler": ("abc", "has to be a mapping with _target_"),
-    "schedule.lr_scheduler._target_": ("StepLR", "is no torch.optim.lr_scheduler.LRScheduler: give a whole path"),
+    "schedule.lr_scheduler._target_": ("StepLR", "is not a torch.optim.lr_scheduler.LRScheduler: give a whole path"),
     "schedule.lr_scheduler.step_size": (0, "StepLR cannot take a step with its arguments"),
-    "schedule.lr_scheduler.gamma": (float("nan"), "a learning rate that is no finite number"),
+    "schedule.lr_scheduler.gamma": (float("nan"), "a learning rate that is not finite"),
     "optimizer._target_": ("torch.optim.LBFGS", "optimizer: LBFGS cannot take a step with its arguments"),
     "optimizer.lr": (float("nan"), "has to be a number, 0 or more"),
     "optimizer.momentum": (5, "has to be a number, 0 or more and below 1"),
@@ -202,7 +202,7 @@ REFUSED = {  # of mnist_st_cnn_affine's config: key, value, what is said
     "data.test_split": ([1], "choose test or valid"),
     "model.transform": ("afine", "choose one of affine"),
     "model.pooled": (3, "has to be true or false"),
-    "logger.csv": ({"_target_": "CSVLogger"}, "is no pytorch_lightning.loggers.logger.Logger: give a whole path"),
+    "logger.csv": ({"_target_": "CSVLogger"}, "is not a pytorch_lightning.loggers.logger.Logger: give a whole path"),
 }
 
 

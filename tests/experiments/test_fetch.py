@@ -337,7 +337,7 @@ def test_a_full_disk_is_named_with_the_file(root, mirror, monkeypatch):
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("digits: [1", r"manifest.yaml is no YAML: line \d+: "),
+        ("digits: [1", r"manifest.yaml is not YAML: line \d+: "),
         ("", "has no files of 'digits' with their bytes: `git checkout` it"),
         ("digits: 5", "has no files of 'digits'"),
         ("digits: {files: {images: {sha256: aa}}}", "has no files of 'digits'"),

@@ -137,7 +137,9 @@ def test_offline_torchvision_s_weights_are_one_clear_line(monkeypatch):
         raise OSError("no network")
 
     monkeypatch.setattr("stn.experiments.networks.pretrained.GoogLeNet_Weights.get_state_dict", nobody, raising=False)
-    with pytest.raises(OSError, match=r"^torchvision's GoogLeNet weights cannot be had \(no network\): [^\n]*package$"):
+    with pytest.raises(
+        OSError, match=r"^torchvision's GoogLeNet weights cannot be fetched \(no network\): [^\n]*package$"
+    ):
         load_weights("inception", "torchvision")
 
 

@@ -99,7 +99,9 @@ def test_a_script_without_a_main_guard_is_told_so(tmp_path):
 
 def test_what_is_no_digit_struct_is_named_in_one_line(tmp_path):
     (tmp_path / "digitStruct.mat").write_bytes(b"something else")
-    with pytest.raises(ValueError, match=r"^[^\n]*digitStruct.mat is no digitStruct.mat[^\n]*fetch its archive again$"):
+    with pytest.raises(
+        ValueError, match=r"^[^\n]*digitStruct.mat is not a digitStruct.mat[^\n]*fetch its archive again$"
+    ):
         digitstruct.read(tmp_path / "digitStruct.mat")
 
 
@@ -146,7 +148,7 @@ def test_a_crop_shows_its_window_and_black_beyond_the_picture():
 
 def test_a_truncated_picture_is_named():
     whole = png(np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8))
-    with pytest.raises(ValueError, match=r"^3\.png is no whole picture [^\n]*: fetch its archive again$"):
+    with pytest.raises(ValueError, match=r"^3\.png is not a whole picture [^\n]*: fetch its archive again$"):
         crop(whole[: len(whole) // 2], number("3.png", (1, 1, 5, 5, 1)), 64)
 
 
@@ -231,10 +233,10 @@ def test_an_interrupted_preparation_ends_in_the_same_bytes(folder, monkeypatch):
 BAD = {
     "missing": (lambda f: f.pop("train/3.png"), r"lacks 1 of the 12 pictures"),
     "renamed": (lambda f: f.__setitem__("train/x3.png", f.pop("train/3.png")), r"lacks 1 of the 12 pictures"),
-    "truncated": (lambda f: f.__setitem__("train/3.png", f["train/3.png"][:200]), r"3\.png is no whole picture"),
+    "truncated": (lambda f: f.__setitem__("train/3.png", f["train/3.png"][:200]), r"3\.png is not a whole picture"),
     "no digitStruct": (lambda f: f.pop("train/digitStruct.mat"), r"has no digitStruct\.mat"),
     "leaves the folder": (lambda f: f.__setitem__("train/../../x.png", b""), r"'train/\.\./\.\./x\.png', which is no"),
-    "of another folder": (lambda f: f.__setitem__("/etc/x.png", b""), r"which is no file of train/"),
+    "of another folder": (lambda f: f.__setitem__("/etc/x.png", b""), r"which is not a file of train/"),
 }
 
 

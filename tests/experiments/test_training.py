@@ -175,12 +175,12 @@ def test_a_schedule_refuses_what_cannot_be_trained_with(changes, said):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"optimizer": {"_target_": "torch.optim.Sgd", "lr": 0.1}}, "optimizer._target_='torch.optim.Sgd' is no "),
-        ({"optimizer": {"_target_": "torch.load", "lr": 0.1}}, "optimizer._target_='torch.load' is no "),
-        ({"optimizer": {"_target_": "torch.nn.Linear", "lr": 0.1}}, "optimizer._target_='torch.nn.Linear' is no "),
+        ({"optimizer": {"_target_": "torch.optim.Sgd", "lr": 0.1}}, "optimizer._target_='torch.optim.Sgd' is not a "),
+        ({"optimizer": {"_target_": "torch.load", "lr": 0.1}}, "optimizer._target_='torch.load' is not a "),
+        ({"optimizer": {"_target_": "torch.nn.Linear", "lr": 0.1}}, "optimizer._target_='torch.nn.Linear' is not a "),
         ({"optimizer": SGD | {"momentun": 0.9}}, "unknown key optimizer.momentun of SGD"),
         ({"optimizer": {"_target_": "torch.optim.Muon", "lr": 0.1}}, "optimizer: Muon refuses its arguments: "),
-        ({"lr_scheduler": {"_target_": "torch.optim.SGD"}}, "schedule.lr_scheduler._target_='torch.optim.SGD' is no "),
+        ({"lr_scheduler": {"_target_": "torch.optim.SGD"}}, "schedule.lr_scheduler._target_='torch.optim.SGD' is not "),
         (
             {"lr_scheduler": ONE_CYCLE | {"pct_start": 3.0}},
             "schedule.lr_scheduler: OneCycleLR refuses its arguments with schedule.steps=1: ",
@@ -590,7 +590,7 @@ def test_a_checkpoint_of_weights_that_are_no_numbers_is_refused(data, tmp_path):
     name, weights = next(iter(state["state_dict"].items()))
     weights.view(-1)[0] = float("nan")
     torch.save(state, path)
-    with pytest.raises(ValueError, match=f"holds weights that are no numbers, {name}: delete it"):
+    with pytest.raises(ValueError, match=f"holds weights that are not numbers, {name}: delete it"):
         checkpoint.check(path)
 
 

@@ -182,7 +182,7 @@ def test_traces_at_the_same_time_mix_nothing_up():
             lambda: SpatialTransformer(nn.Identity(), Affine),
             r"^the transform has to be an .*write Affine\(\)$",
         ),
-        (lambda: SpatialTransformer(nn.Identity(), 3), r"^3 is no transform: it needs num_params"),
+        (lambda: SpatialTransformer(nn.Identity(), 3), r"^3 is not a transform: it needs num_params"),
         (lambda: SpatialTransformer(nn.Linear, Affine()), r"^the localisation has to be a module from u to theta"),
         (lambda: SpatialTransformer(nn.Identity(), Affine(), padding_mode="zero"), r"^unknown padding_mode 'zero': "),
         (lambda: SpatialTransformer(nn.Identity(), Affine3d(), kernel="bicubic"), r"^kernel 'bicubic' is for images"),

@@ -94,7 +94,7 @@ class CommonDigit:
     ) -> tuple[int, int, int]:
         """`in_shape`, without reading a file.  Raises ValueError on values that there are no images for."""
         if type(digit) is not int or not 0 <= digit <= 9:
-            raise ValueError(f"data.digit={digit!r} is no digit class: choose one of 0 to 9")
+            raise ValueError(f"data.digit={digit!r} is not a digit class: choose one of 0 to 9")
         for key, value, least, most in (
             ("patches", patches, 0, 1000), ("images", images, 2, 60_000), ("random_crops", random_crops, 1, 1000),
             ("seed", seed, 0, 2**32 - 1),

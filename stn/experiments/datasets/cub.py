@@ -80,7 +80,7 @@ class BirdPhotos(Photos):
             )
         names = Path(path).read_text().split()
         if unknown := sorted(set(names) - {self.listing.names[i] for i in self.test}):
-            raise ValueError(f"{path}: {unknown[0]!r} is no test image; one image a line, named as in images.txt")
+            raise ValueError(f"{path}: {unknown[0]!r} is not a test image; one image a line, named as in images.txt")
         return names
 
     def _places(self) -> tuple[Float[np.ndarray, "n g 2"], Bool[np.ndarray, "n g"]]:

@@ -96,7 +96,7 @@ def _numbers(path: Path, keys: list[str], values: int) -> np.ndarray:
     except KeyError as error:
         raise ValueError(f"{path} has no line for {error.args[0]!r}: unpack the archive again") from None
     except ValueError as error:
-        raise ValueError(f"{path} holds something that is no number ({error}): unpack the archive again") from None
+        raise ValueError(f"{path} holds something that is not a number ({error}): unpack the archive again") from None
 
 
 def fetch_cub(root: Path) -> Path:
@@ -145,7 +145,7 @@ def unpack(archive: Path, folder: Path) -> None:
             for member in tar:
                 place = PurePosixPath(member.name)
                 if place.is_absolute() or ".." in place.parts or not (member.isfile() or member.isdir()):
-                    raise ValueError(f"{archive} holds {member.name!r}, which is no plain file inside of it: not used")
+                    raise ValueError(f"{archive} holds {member.name!r}, which is not a plain file inside it: not used")
                 if place.parts[:1] == (folder.name,) and member.isfile():
                     target = scratch / place
                     target.parent.mkdir(parents=True, exist_ok=True)

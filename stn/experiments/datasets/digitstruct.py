@@ -57,7 +57,7 @@ def read(path: Path, progress: bool = True) -> list[Number]:
                 'call this below `if __name__ == "__main__":` of your script, with memory for all cores'
             ) from None
         raise ValueError(
-            f"{path} is no digitStruct.mat, or a damaged one ({one_line(error)}): fetch its archive again"
+            f"{path} is not a digitStruct.mat, or is damaged ({one_line(error)}): fetch its archive again"
         ) from None
 
 
@@ -135,7 +135,9 @@ def members(archive: Path) -> Iterator[tuple[str, tarfile.TarFile, tarfile.TarIn
             for member in tar:
                 parts = Path(member.name).parts
                 if not (member.isdir() or member.isfile()) or ".." in parts or parts[:1] != (split,) or len(parts) > 2:
-                    raise ValueError(f"{archive} holds {member.name!r}, which is no file of {split}/: it is not SVHN's")
+                    raise ValueError(
+                        f"{archive} holds {member.name!r}, which is not a file of {split}/: it is not SVHN's"
+                    )
                 if member.isfile():
                     yield parts[1], tar, member
     except (tarfile.TarError, EOFError, OSError) as error:

@@ -67,7 +67,7 @@ def crop(png: bytes, number: Number, size_px: int) -> UInt8[np.ndarray, "s s 3"]
     try:
         picture = decode(png).convert("RGB")
     except ValueError as error:
-        raise ValueError(f"{number.name} is no whole picture ({error}): fetch its archive again") from None
+        raise ValueError(f"{number.name} is not a whole picture ({error}): fetch its archive again") from None
     box = window(number, size_px)
     if box[2] <= box[0] or box[3] <= box[1]:
         raise ValueError(f"digitStruct.mat gives {number.name} a box without an area")

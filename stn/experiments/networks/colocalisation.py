@@ -45,7 +45,7 @@ def build(
     trainable parameters.
     """
     if not 0 < start < 1:
-        raise ValueError(f"model.start={start} is no scale of a window within the image: choose one between 0 and 1")
+        raise ValueError(f"model.start={start} is not a scale of a window within the image: choose one between 0 and 1")
     convolution = nn.Conv2d(in_shape[0], 8, 9, stride)
     features = nn.Sequential(convolution, nn.MaxPool2d(2), nn.ReLU(), nn.Flatten())
     first, second = nn.Linear(num_features(features, in_shape), 8), nn.Linear(8, 8)

@@ -48,7 +48,7 @@ def _read(name: str, source: str) -> Weights:
             return dict(GoogLeNet_Weights.IMAGENET1K_V1.get_state_dict(progress=False, check_hash=True))
         except (OSError, RuntimeError) as error:
             raise OSError(
-                f"torchvision's GoogLeNet weights cannot be had ({error}): download them elsewhere and set weights to "
+                f"torchvision's GoogLeNet weights cannot be fetched ({error}): download them elsewhere, set weights to "
                 f"the file, or take model.backbone=efficientnet_lite0 model.weights=package"
             ) from None
     if source == "package":
@@ -70,7 +70,7 @@ def _read(name: str, source: str) -> Weights:
     except (UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise ValueError(f"the weights {source} are damaged or no state_dict ({first_line(error)})") from None
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise ValueError(f"the weights {source} are no state_dict, name to tensor, but {type(state).__name__}")
+        raise ValueError(f"the weights {source} are not a state_dict, name to tensor, but {type(state).__name__}")
     return state
 
 

@@ -271,7 +271,7 @@ def _with_curve(record: Record, what: str, line: Record) -> Record:
     columns = {key: values for key, values in line.items() if key != "id"}
     lists = [values for values in columns.values() if isinstance(values, list)]
     if len(lists) < len(columns) or len({len(values) for values in lists}) > 1:
-        raise ValueError(f"{what} is damaged (it is no lists of one length): {RESTORE}")
+        raise ValueError(f"{what} is damaged (its lists differ in length): {RESTORE}")
     rows = [dict(zip(columns, row, strict=True)) for row in zip(*lists, strict=True)]
     curve = [{key: value for key, value in row.items() if value is not None} for row in rows]
     return checked(record | {"curve": curve}, what, RESTORE)

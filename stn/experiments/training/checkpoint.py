@@ -95,4 +95,4 @@ def check(path: Path, record: records.Record | None = None) -> None:
     weights = state["state_dict"] if isinstance(state["state_dict"], dict) else {"state_dict": None}
     for name, value in weights.items():
         if not isinstance(value, torch.Tensor) or not value.isfinite().all():
-            raise ValueError(f"the checkpoint {path} holds weights that are no numbers, {name}: {remedy}")
+            raise ValueError(f"the checkpoint {path} holds weights that are not numbers, {name}: {remedy}")

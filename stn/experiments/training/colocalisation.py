@@ -33,7 +33,7 @@ class TripletHinge:
     draws a window that has found its digit to where more of it is to be seen.
 
     `encoder` names the run whose CNN is e, below `runs` or among the kept ones; its layers are scaled by the training
-    digits below `data_root`.  Raises ValueError where that is no digit CNN for 28 x 28 px.
+    digits below `data_root`.  Raises ValueError where that is not a digit CNN for 28 x 28 px.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class TripletHinge:
         recorded = zoo.load(encoder, ROOT, Path(runs))
         if recorded.record["experiment"] != "mnist_cnn" or recorded.in_shape != (1, DIGIT_PX, DIGIT_PX):
             raise ValueError(
-                f"objective.encoder={encoder} is no digit CNN for 28 x 28 px: name a run of "
+                f"objective.encoder={encoder} is not a digit CNN for 28 x 28 px: name a run of "
                 f"`python run.py {TRAIN}`, or of another distortion on 28 x 28 px"
             )
         if recorded.id != encoder:  # a shortened name would be another identity

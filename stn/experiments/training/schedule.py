@@ -72,7 +72,7 @@ def named_class(config: Any, key: str, base: type) -> tuple[type, dict[str, Any]
         found = None
     if not (isinstance(found, type) and issubclass(found, base)):
         raise ValueError(
-            f"{key}._target_={config.get('_target_')!r} is no {base.__module__}.{base.__name__}: give a whole path"
+            f"{key}._target_={config.get('_target_')!r} is not a {base.__module__}.{base.__name__}: give a whole path"
         )
     return found, {name: value for name, value in config.items() if name != "_target_"}
 
@@ -127,9 +127,7 @@ class Schedule:
         for name, given in (("optimizer", self.optimizer), ("schedule.lr_scheduler", self.lr_scheduler)):
             for key, value in given.items() if isinstance(given, Mapping) else ():
                 if isinstance(value, float) and not is_finite(value):
-                    raise ValueError(
-                        f"{name}.{key}={value} leads to a learning rate that is no finite number: change it"
-                    )
+                    raise ValueError(f"{name}.{key}={value} leads to a learning rate that is not finite: change it")
         for key, norm in (self.bound or {}).items():
             require(POSITIVE, f"schedule.bound.{key}", norm)
         self._rehearse()
@@ -150,7 +148,7 @@ class Schedule:
                     raise ValueError(f"{key}: {name} cannot take a step with its arguments: {error}") from None
         for optimizer in optimizers:
             if not all(is_finite(float(group["lr"])) for group in optimizer.param_groups):
-                raise ValueError("schedule.lr_scheduler leads to a learning rate that is no finite number: change it")
+                raise ValueError("schedule.lr_scheduler leads to a learning rate that is not finite: change it")
 
     @property
     def blocks(self) -> int:
