@@ -181,7 +181,7 @@ def test_a_positive_shift_moves_to_the_right_and_down():
     one = torch.ones(1, dtype=torch.float64)
     params = {"angle_deg": 0 * one, "scale": one, "shift_px": torch.tensor([[3.0, 5.0]]).double()}
     expected = np.zeros((42, 42))
-    expected[12:40, 10:38] = NOISE[0] / 255
+    expected[12:40, 10:38] = (NOISE[0] / 255).numpy()
     np.testing.assert_allclose(warp("rts", params, NOISE[:1])[0], expected, atol=1e-12)
 
 

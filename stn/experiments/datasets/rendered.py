@@ -39,7 +39,9 @@ def fonts() -> list[Path]:
     for package in FONT_PACKAGES:
         spec = find_spec(package)
         if spec is None or not spec.submodule_search_locations:
-            raise FileNotFoundError(f"rendered numbers need the fonts of {package}: pip install -e '.[svhn]'")
+            raise FileNotFoundError(
+                f"rendered numbers need the fonts of {package}: pip install -e '.[svhn]', on Python 3.11 or later"
+            )
         folder = Path(spec.submodule_search_locations[0])
         files += sorted(file for file in folder.rglob("*") if file.suffix in (".ttf", ".otf") and _has_digits(file))
     return files
