@@ -33,6 +33,8 @@ def read_sweep(path: Path) -> dict[str, Any]:
         listed = isinstance(space.get("values"), list) and space["values"]
         if not listed and not (isinstance(low, int | float) and isinstance(high, int | float) and low < high):
             raise ValueError(f"{path}: parameter {name} needs a list of values, or numbers min < max")
+        if not listed and space.get("distribution") == "log_uniform_values" and low <= 0:
+            raise ValueError(f"{path}: parameter {name} has min={low}: log_uniform_values needs one above 0")
     return sweep
 
 

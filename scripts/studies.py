@@ -6,17 +6,18 @@ The runs are below runs/studies; a record that is kept already stays as it is.
 import argparse
 from pathlib import Path
 
-from stn.experiments.command import ROOT, run
+from stn.experiments.command import ROOT, run, runs_folder
 from stn.experiments.results import records, studies
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=Path, default=ROOT / "runs/studies", help="default: runs/studies")
+    parser.add_argument("--runs", type=Path, help="default: runs/studies")
     options = parser.parse_args()
+    runs = ROOT / "runs/studies" if options.runs is None else runs_folder(options.runs)
     kept, page = ROOT / "results/studies", ROOT / "docs/studies.md"
     kept.mkdir(exist_ok=True)
-    new = records.keep(({k: v for k, v in r.items() if k != "curve"} for r in records.read_runs(options.runs)), kept)
+    new = records.keep(({k: v for k, v in r.items() if k != "curve"} for r in records.read_runs(runs)), kept)
     print(f"{len(new)} new records in {kept / 'records.jsonl'}")
     if records.replace(page, studies.into_page(page.read_text(), records.read_kept(kept))):
         print(f"written: {page.relative_to(ROOT)}")

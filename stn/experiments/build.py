@@ -51,7 +51,8 @@ def _settings(group: str, config: Mapping[str, Any], build: Callable[..., Any], 
 
 
 def _part(key: str, name: Any, known: Mapping[str, Any]) -> Any:
-    if name is not None and not (isinstance(name, str) and name in known):
+    optional = key != "classifier"  # a network without a transformer has neither of the others
+    if not (name is None and optional) and not (isinstance(name, str) and name in known):
         raise ValueError(f"unknown model.{key}={name!r}: choose one of {', '.join(known)}")
     return None if name is None else known[name]
 

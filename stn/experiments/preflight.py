@@ -19,6 +19,7 @@ from stn.experiments.command import ROOT
 CONF = ROOT / "conf"
 OPTIONS = ("help", "hydra-help", "version", "cfg", "resolve", "package", "run", "multirun", "shell-completion",
            "config-path", "config-name", "config-dir", "experimental-rerun", "info")  # fmt: skip
+SHORT = ("h", "c", "p", "r", "m", "i", "s")  # how their short forms begin
 MOST_RUNS = 10_000  # of a sweep
 LOCAL = ("basic", "joblib", "ray_local", "submitit_local")  # launchers whose jobs see this machine's disk
 CHOOSE_DATA = ("experiment", "data", "data.name", "data.root", "data.size_px")  # what files a job reads
@@ -27,7 +28,8 @@ CHOOSE_DATA = ("experiment", "data", "data.name", "data.root", "data.size_px")  
 def check(words: list[str]) -> None:
     """Raise an error that one line explains on a command line that cannot be run."""
     for word in words:
-        if word.startswith("--") and word[2:].split("=")[0] not in OPTIONS:
+        long = word.startswith("--")
+        if word.startswith("-") and (word[2:].split("=")[0] not in OPTIONS if long else word[1:2] not in SHORT):
             raise ValueError(
                 f"unknown option {word}: settings have no dashes, such as experiment=mnist_fcn; "
                 f"options are --{', --'.join(OPTIONS)}"
@@ -56,9 +58,13 @@ def _choices(settings: list[str]) -> dict[str, list[str]]:
     runs, choices = 1, {}
     for override in OverridesParser.create(GlobalHydra.instance().config_loader()).parse_overrides(settings):
         key = override.get_key_element()
+        if not key:
+            raise ValueError(f"{override.input_line} has no key: give KEY=VALUE")
         if override.is_interval_sweep():
             raise ValueError(f"{override.input_line}: an interval has no end of values: give some, such as 1,2,3")
         if not override.is_discrete_sweep():
+            if (CONF / key).is_dir():
+                _check_group(key, override.value())
             choices[key] = [str(override.get_value_element_as_str())]
             continue
         choices[key] = list(islice(override.sweep_string_iterator(), MOST_RUNS + 1))
@@ -67,6 +73,14 @@ def _choices(settings: list[str]) -> dict[str, list[str]]:
             how = f"more than {MOST_RUNS:,} runs" if runs else "no run: nothing has such a name, or the range is empty"
             raise ValueError(f"{override.input_line} asks for {how}")
     return choices
+
+
+def _check_group(group: str, value: Any) -> None:
+    """Raise ValueError unless a group's value is the name of a file, or a list of some; Hydra knows which there are."""
+    for name in value if isinstance(value, list) and value else [value]:
+        if not isinstance(name, str) or Path(name).name != name or name == "..":
+            options = ", ".join(sorted(path.stem for path in (CONF / group).glob("*.yaml")))
+            raise ValueError(f"unknown {group}={name}: choose {options}")
 
 
 def _check_runs(choices: dict[str, list[str]], deleted: list[str]) -> None:

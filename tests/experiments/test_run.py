@@ -299,6 +299,13 @@ REFUSED = {
     "data.root=null": ["data.root=None", "a folder's path"],
     "device=tpu": ["device='tpu'", "auto", "cpu", "cuda"],
     "threads=0": ["threads=0"],
+    "optimizer=5": ["optimizer=5", "adamw, muon, sgd"],
+    "data/distortion=null": ["data/distortion=None", "e, p, r, rts, tc"],
+    "experiment=../config": ["experiment=../config", "mnist_fcn"],
+    "table=[1]": ["table=1", "table1"],
+    "model.classifier=null": ["model.classifier=None", "fcn, cnn"],
+    "=5": ["=5 has no key"],
+    "-x": ["unknown option -x", "--multirun"],
 }
 DAMAGED = {
     "half a checkpoint": ("checkpoint.ckpt", lambda whole: whole[: len(whole) // 2]),
