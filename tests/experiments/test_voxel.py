@@ -30,7 +30,7 @@ SHAPE = (1, SIDE, SIDE, SIDE)
 def small(random_digits, monkeypatch):
     """Noise in MNIST's place, in volumes of 24^3."""
     images, labels = voxel_digits()
-    monkeypatch.setattr("stn.experiments.datasets.voxel.load_digits", lambda root, split: (images, labels))
+    monkeypatch.setattr("stn.experiments.datasets.mnist.load_digits", lambda root, split: (images, labels))
     return VoxelMnist("nowhere", 24, 45.0, 8.0)
 
 
@@ -95,7 +95,7 @@ def test_an_upright_volume_shows_its_digit_eight_times_in_depth():
     torch.testing.assert_close(volume, expected, atol=1e-5, rtol=0)
 
 
-def test_training_volumes_are_drawn_and_test_volumes_frozen(small):
+def test_training_volumes_are_drawn_and_test_images_frozen(small):
     assert isinstance(small, Batches)
     assert small.in_shape == (1, 24, 24, 24)
     one, two = (small.batch(5, Generator().manual_seed(7)) for _ in range(2))
@@ -104,7 +104,7 @@ def test_training_volumes_are_drawn_and_test_volumes_frozen(small):
     assert torch.equal(one[1], two[1])
     assert not torch.equal(small.batch(5, Generator().manual_seed(8))[0], one[0])
     images, labels = (torch.cat(part) for part in zip(*small.test_batches(), strict=True))
-    assert torch.equal(images, small.test_volumes(torch.arange(23)))
+    assert torch.equal(images, small.test_images(torch.arange(23)))
     assert torch.equal(labels, small.test_labels)
     assert 0 <= images.min() <= images.max() <= 1
 
@@ -239,7 +239,7 @@ def test_a_volume_is_drawn_as_a_lit_solid_in_its_box():
 
 
 def test_figure_5_has_volume_sample_and_projection_in_a_column(small):
-    u = small.test_volumes(torch.arange(2))
+    u = small.test_images(torch.arange(2))
     v = u[:, :, 8:16, 8:16, 8:16]
     source = (regular_grid((8, 8, 8)) / 3).expand(2, -1, -1)
     picture = draw.volume_warps(u, source, v, side_px=32)

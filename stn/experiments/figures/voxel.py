@@ -18,7 +18,7 @@ def figure5(runs: Path, columns: int = 5) -> Image.Image:
     then what the baseline's classifier sees, the depth of the input summed.
     """
     network, data = trained("voxel_st_cnn", runs)
-    u = data.test_volumes(torch.arange(columns))
+    u = data.test_images(torch.arange(columns))
     (warp,) = trace(network, u)
     with torch.no_grad():
         predicted = network(u).argmax(1)
