@@ -85,11 +85,11 @@ def build(
     in_shape: Shape,
     classes: int,
     budget: int | None,
-    projected: bool = True,
     localisation: Localisation | None = None,
     transform: Transform | None = None,
     out_px: int | None = None,
     kernel: str = "bilinear",
+    projected: bool = True,
 ) -> nn.Module:
     """[a 3D spatial transformer with an output of out_px^3 -] projection - A.4's CNN, as wide as stated or as budgeted;
     or, not `projected`, a 3D CNN of the volume.
