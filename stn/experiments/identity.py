@@ -26,6 +26,7 @@ LATER: dict[str, Any] = {
     "data.distortion.blank": True,
     "model.width": None,
     "model.projected": True,
+    "model.params_of": None,
     "model.windows": "learnt",
     "model.first": "tiles",
     "model.localisation_norm": False,

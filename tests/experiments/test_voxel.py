@@ -125,6 +125,48 @@ def test_the_test_checksum_sees_the_digits_and_their_poses(small):
     assert len({before, moved, small.checksums()["test"]}) == 3
 
 
+# --- the controls
+
+
+def test_upright_images_are_the_digit_through_a_transformer_that_undoes_the_pose(random_digits):
+    volumes, seen = (VoxelMnist("nowhere", SIDE, 45.0, 28, upright_px=side) for side in (None, 30))
+    assert seen.in_shape == (1, 30, 30, 30)
+    index = torch.arange(3)
+    params = {key: value[index].float() for key, value in volumes.test_params.items()}
+    matrix = torch.cat([rotation(params["angle_deg"]) / 2, params["shift_px"][:, :, None] / 30], dim=2)
+    expected = network(out_px=30).transformer.warp(volumes.test_images(index), matrix.flatten(1))
+    torch.testing.assert_close(seen.test_images(index), expected)
+    u, _ = seen.batch(2, Generator().manual_seed(0))
+    assert u.shape == (2, 1, 30, 30, 30)
+
+
+def test_an_upright_digit_lies_in_the_middle_as_deep_as_it_is_thick():
+    digits = blurred(2)
+    params = Pose(45.0, 16.0).draw(2, Generator().manual_seed(3))
+    seen = voxel.upright(render(digits, params, 16.0, SIDE), params, 30).sum(2)[:, 0] / 16
+    expected = F.pad(digits / 255, (1, 1, 1, 1))
+    assert torch.corrcoef(torch.stack([seen.flatten(), expected.flatten()]))[0, 1] > 0.97
+    assert seen.mean() == pytest.approx(expected.mean().item(), rel=0.02)
+
+
+def test_validation_volumes_are_of_training_digits(random_digits, monkeypatch):
+    monkeypatch.setattr("stn.experiments.datasets.mnist.VALID", 50)
+    data = VoxelMnist("nowhere", 24, 45.0, 28, test_split="valid")
+    assert (len(data.digits), len(data.test_digits), len(data.test_params["shift_px"])) == (150, 50, 50)
+    with pytest.raises(ValueError, match=r"^unknown data\.test_split='dev'"):
+        VoxelMnist("nowhere", 24, 45.0, 28, test_split="dev")
+
+
+def test_the_3d_cnn_reads_the_volume_with_the_same_budget():
+    net = build(SHAPE, 10, 150_000, projected=False)
+    assert 0.96 * 150_000 < num_params(net) <= 150_000
+    u = torch.rand(2, *SHAPE)
+    deeper = u.roll(20, 2)  # the same projection
+    assert (net(u) - net(deeper)).abs().max() > 1e-4
+    with pytest.raises(ValueError, match=r"^model.projected=false is a 3D CNN"):
+        build(SHAPE, 10, 150_000, convolutional, Affine3d(), projected=False)
+
+
 # --- memory
 
 

@@ -38,7 +38,7 @@ class Pose:
     """
 
     max_angle_deg: float
-    thickness_px: float
+    thickness_px: int | float
 
     def draw(self, n: int, generator: Generator, dtype: torch.dtype = torch.float32) -> Params:
         """angle_deg (n, 3) about x, y and z; shift_px (n, 3): the slab's centre off the volume's, in x, y, z."""
@@ -63,7 +63,7 @@ def rotation(angle_deg: Float[Tensor, "b 3"]) -> Float[Tensor, "b 3 3"]:
 
 
 def render(
-    digits: UInt8[Tensor, "b 28 28"], params: Params, thickness_px: float, size_px: int
+    digits: UInt8[Tensor, "b 28 28"], params: Params, thickness_px: int | float, size_px: int
 ) -> Float[Tensor, "b 1 s s s"]:
     """The volumes of extruded digits in the poses of `Pose.draw`, in [0, 1] with 0 for the background.
 
@@ -140,7 +140,7 @@ class VoxelMnist:
         root: str | Path,
         size_px: int,
         max_angle_deg: float,
-        thickness_px: float,
+        thickness_px: int | float,
         upright_px: int | None = None,
         test_split: str = "test",
     ):
