@@ -14,6 +14,7 @@ from stn import Affine3d, regular_grid
 from stn.experiments import draw
 from stn.experiments.datasets import voxel
 from stn.experiments.datasets.voxel import Pose, VoxelMnist, render, rotation
+from stn.experiments.figures.voxel import evenly
 from stn.experiments.networks.sizing import num_params
 from stn.experiments.networks.voxel import Projection, build, convolutional
 from stn.experiments.training.classification import Classification
@@ -289,3 +290,9 @@ def test_figure_5_has_volume_sample_and_projection_in_a_column(small):
     flat = v[0].sum(1)
     expected = draw.tile(flat / flat.max(), 32)
     assert np.array_equal(np.asarray(picture.crop((0, 72, 32, 104))), np.asarray(expected))
+
+
+def test_figure_5_shows_the_median_example_in_the_middle():
+    loss = torch.randperm(1001, generator=Generator().manual_seed(0)).float()
+    assert loss[evenly(loss, 5)].tolist() == [100, 300, 500, 700, 900]
+    assert loss[evenly(loss, 1)].item() == loss.median()
