@@ -15,6 +15,7 @@ On a GPU, in one line without one:
 """
 
 import argparse
+import copy
 import os
 import statistics
 import time
@@ -328,36 +329,30 @@ class Given(nn.Module):
 
 def bench_svhn(batch: int = 16) -> None:
     print(f"\n(f) SVHN, the networks of A.5, {PRECISION}, batch {batch}: ms of processor time, forward and backward")
-    print("                                    GFLOP an image, forward        ms   over the CNN")
     for size_px in (64, 128):
-        networks: dict[str, nn.Module] = {}
-        for name, transformers in {
-            "CNN": "none",
-            "Single": "single",
-            "Multi": "multi",
-            "Multi, theta given": "multi",
-        }.items():
-            config = group("model/svhn", transformers=transformers, width=CONFIG.width, dropout=CONFIG.dropout)
-            networks[name] = build.network(config, (3, size_px, size_px), 11)
-        for module in networks["Multi, theta given"].modules():
-            if isinstance(module, SpatialTransformer):
-                module.localisation = Given()
         u = torch.rand(batch, 3, size_px, size_px).to(memory_format=torch.channels_last)
         label = torch.randint(0, 11, (batch, 5))
-        ways: dict[str, Callable[[], object]] = {
-            name: partial(forward_backward, network.to(memory_format=torch.channels_last), u, label)
-            for name, network in networks.items()
-        }
-        ways["CNN, gradient in the image"] = partial(
-            forward_backward, networks["CNN"], u.clone().requires_grad_(), label
-        )
+        ways: dict[str, Callable[[], object]] = {}
+        for name in ("none", "single", "multi"):
+            config = group("model/svhn", transformers=name, width=CONFIG.width, dropout=CONFIG.dropout)
+            network = build.network(config, (3, size_px, size_px), 11).to(memory_format=torch.channels_last)
+            with torch.no_grad(), FlopCounterMode(display=False) as counter:
+                network(u[:1])
+            print(f"    {size_px:3d} px  {name:26s} {counter.get_total_flops() / 1e9:13.3f} GFLOP an image, forward")
+            ways[name] = partial(forward_backward, network, u, label)
+            if name == "none":
+                ways["none, gradient in the image"] = partial(
+                    forward_backward, network, u.clone().requires_grad_(), label
+                )
+        without = copy.deepcopy(network)
+        for module in without.modules():
+            if isinstance(module, SpatialTransformer):
+                module.localisation = Given()
+        ways["multi, theta given"] = partial(forward_backward, without, u, label)
         seconds = turns(ways, rounds=5, min_s=0, clock=time.process_time)
         took = {name: statistics.median(values) for name, values in seconds.items()}
-        for name in ways:
-            with torch.no_grad(), FlopCounterMode(display=False) as counter:
-                networks[name.removesuffix(", gradient in the image")](u[:1])
-            print(f"    {size_px:3d} px  {name:28s} {counter.get_total_flops() / 1e9:19.3f} {1e3 * took[name]:13.0f} "
-                  f"{100 * (took[name] / took['CNN'] - 1):9.1f} %", flush=True)  # fmt: skip
+        for name, s in took.items():
+            print(f"    {size_px:3d} px  {name:28s} {1e3 * s:11.0f} {100 * (s / took['none'] - 1):9.1f} %", flush=True)
 
 
 def forward_backward(network: nn.Module, u: Tensor, label: Tensor) -> None:
