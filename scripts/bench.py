@@ -347,7 +347,7 @@ def bench_svhn(batch: int = 16) -> None:
         without = copy.deepcopy(network)
         for module in without.modules():
             if isinstance(module, SpatialTransformer):
-                module.localisation = Given()
+                module.register_module("localisation", Given())
         ways["multi, theta given"] = partial(forward_backward, without, u, label)
         seconds = turns(ways, rounds=5, min_s=0, clock=time.process_time)
         took = {name: statistics.median(values) for name, values in seconds.items()}

@@ -23,7 +23,7 @@ def figure5(runs: Path, columns: int = 5) -> Image.Image:
     By the loss of the network they are the middles of `columns` parts of the test set, so the middle column is the
     median example.
     """
-    network, data = trained("voxel_st_cnn", runs, thickness_px=28, test_split="test")
+    network, data = trained("voxel_st_cnn", runs, thickness_px=28.0, test_split="test")
     with torch.no_grad():
         losses = [F.cross_entropy(network(u), label, reduction="none") for u, label in data.test_batches()]
         index = evenly(torch.cat(losses), columns)
