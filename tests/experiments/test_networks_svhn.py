@@ -12,7 +12,7 @@ from torch import nn
 from stn import Affine, SpatialTransformer
 from stn.experiments import draw
 from stn.experiments.networks.sizing import num_params
-from stn.experiments.networks.svhn import AT, build
+from stn.experiments.networks.svhn import build
 from stn.experiments.training.house_numbers import HouseNumbers, overlap
 from stn.experiments.training.logs import pictures
 from stn.experiments.training.schedule import Schedule
@@ -209,13 +209,12 @@ def test_the_overlap_is_of_all_maps_composed(transformers):
     side = 64 / 1.3 / 128
     assert start["iou"] == pytest.approx(100 * side**2)
     assert start["iou_above_50"] == 0
-    less = side ** (1 / AT[transformers]) - 1  # each zooms in, so that all together read the number
-    for module in net.modules():
-        if isinstance(module, SpatialTransformer):
-            module.localisation[-1].bias.data = torch.tensor([less, 0.0, 0.0, 0.0, less, 0.0])
-    zoomed = objective.test(net, batch)
-    assert zoomed["iou"] == pytest.approx(100, abs=0.01)
-    assert zoomed["iou_above_50"] == 100
+    ends = [module for module in net.modules() if isinstance(module, SpatialTransformer)]
+    ends[0].localisation[-1].bias.data[2] = 0.2  # the first moves, the last zooms in
+    ends[-1].localisation[-1].bias.data[[0, 4]] = side - 1
+    moved = objective.test(net, batch)
+    assert moved["iou"] == pytest.approx(100 * (2 * side - 0.2) / (2 * side + 0.2), abs=0.01)
+    assert moved["iou_above_50"] == 100
 
 
 def test_a_network_without_a_transformer_has_no_overlap():
