@@ -4,7 +4,7 @@ PYTHON ?= python3# 3.10 to 3.13
 SCHEDULE ?= fast# smoke | quick | fast | onecycle | paper, or any other of conf/schedule
 SEEDS ?= 0# such as 0,1,2
 ROWS ?=# only these rows of a table: experiments, such as mnist_fcn,mnist_st_fcn_tps
-COLUMNS ?=# only these columns, such as r,rts (Table 2: 64,128; Table 5: digits)
+COLUMNS ?=# only these columns, such as r,rts (Table 2: 64,128; Table 5: digits; 3D: 28.0,16.0)
 LAUNCHER ?= basic# basic | joblib | ray_local | ray_cluster | submitit_local | slurm
 TABLE ?= table1# of status and dashboard
 EXTRAS ?=# what setup adds for a launcher or Table 3: ray | submitit | birds
@@ -66,6 +66,7 @@ reproduce-table5: COLUMN = data.digit
 reproduce-table5: data ## Table 5, likewise: co-localisation, 20 cells of one to two minutes each with a schedule of its own
 
 reproduce-3d: SCHEDULE = fast_3d
+reproduce-3d: COLUMN = data.thickness_px
 reproduce-3d: data ## 3D MNIST (A.3, Figure 5), likewise; SCHEDULE is fast_3d unless given
 
 reproduce-uses: SCHEDULE = fast_sgd

@@ -15,7 +15,10 @@ On a GPU, in one line without one:
 """
 
 import argparse
+import copy
 import os
+import statistics
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stdout
@@ -34,10 +37,12 @@ import torch
 import torch.nn.functional as F
 from bench_peers import bench_transforms
 from omegaconf import OmegaConf
-from timing import side_by_side
+from timing import side_by_side, turns
 from torch import Generator, Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.flop_counter import FlopCounterMode
 
+from stn import Affine, SpatialTransformer
 from stn.experiments import build
 from stn.experiments.command import ROOT, run
 from stn.experiments.datasets.mnist import DistortedMnist
@@ -289,19 +294,43 @@ def bench_flops() -> None:
                   f"{gemm / 1e9:6.0f} {rate / gemm:6.2f}   {', '.join(shares)}", flush=True)  # fmt: skip
 
 
-def bench_svhn(batch: int = 4) -> None:
-    print(f"\n(f) SVHN, the networks of A.5, {PRECISION}, forward and backward, ms a step of {batch}")
+class Given(nn.Module):
+    """A localisation network that costs nothing: a theta of its own, the identity."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.theta = nn.Parameter(torch.tensor(Affine.identity))
+
+    def forward(self, u: Tensor) -> Tensor:
+        return self.theta.expand(len(u), -1)
+
+
+def bench_svhn(batch: int = 16) -> None:
+    print(f"\n(f) SVHN, the networks of A.5, {PRECISION}, batch {batch}: ms of processor time, forward and backward")
     for size_px in (64, 128):
+        u = torch.rand(batch, 3, size_px, size_px).to(memory_format=torch.channels_last)
+        label = torch.randint(0, 11, (batch, 5))
         ways: dict[str, Callable[[], object]] = {}
         for name in ("none", "single", "multi"):
             config = group("model/svhn", transformers=name, width=CONFIG.width, dropout=CONFIG.dropout)
-            network = build.network(config, (3, size_px, size_px), 11)
-            network = network.to(memory_format=torch.channels_last)
-            u = torch.rand(batch, 3, size_px, size_px).to(memory_format=torch.channels_last)
-            ways[name] = partial(forward_backward, network, u, torch.randint(0, 11, (batch, 5)))
-        took = side_by_side(ways, rounds=5, min_s=0)
-        for name, seconds in took.items():
-            print(f"    {size_px:3d} px  {name:26s} {1e3 * seconds:13.0f} {100 * (seconds / took['none'] - 1):9.1f} %")
+            network = build.network(config, (3, size_px, size_px), 11).to(memory_format=torch.channels_last)
+            with torch.no_grad(), FlopCounterMode(display=False) as counter:
+                network(u[:1])
+            print(f"    {size_px:3d} px  {name:26s} {counter.get_total_flops() / 1e9:13.3f} GFLOP an image, forward")
+            ways[name] = partial(forward_backward, network, u, label)
+            if name == "none":
+                ways["none, gradient in the image"] = partial(
+                    forward_backward, network, u.clone().requires_grad_(), label
+                )
+        without = copy.deepcopy(network)
+        for module in without.modules():
+            if isinstance(module, SpatialTransformer):
+                module.register_module("localisation", Given())
+        ways["multi, theta given"] = partial(forward_backward, without, u, label)
+        seconds = turns(ways, rounds=5, min_s=0, clock=time.process_time)
+        took = {name: statistics.median(values) for name, values in seconds.items()}
+        for name, s in took.items():
+            print(f"    {size_px:3d} px  {name:28s} {1e3 * s:11.0f} {100 * (s / took['none'] - 1):9.1f} %", flush=True)
 
 
 def forward_backward(network: nn.Module, u: Tensor, label: Tensor) -> None:

@@ -20,10 +20,13 @@ PRIVATE = ("runs_dir", "data.root")  # overrides that say so: in no record, and 
 LATER: dict[str, Any] = {
     "data.test_split": "test",
     "data.parts": False,
+    "data.upright_px": None,
     "data.distortion.control": "corners",
     "data.distortion.overlap": "maximum",
     "data.distortion.blank": True,
     "model.width": None,
+    "model.projected": True,
+    "model.params_of": None,
     "model.windows": "learnt",
     "model.first": "tiles",
     "model.localisation_norm": False,

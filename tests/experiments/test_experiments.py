@@ -140,7 +140,7 @@ def test_table_1_has_the_figures_of_the_paper():
 @pytest.mark.parametrize(
     ("name", "rows"),
     [
-        ("table2", [(4.0, 5.6), (3.7, 3.9), (3.6, 3.9)]),
+        ("table2", [(4.0, 5.6), (None, None), (3.7, 3.9), (3.6, 3.9)]),
         ("table3", [(82.3, None), (83.1, None), (83.9, None), (84.1, None), *[(None, None)] * 3]),
         ("table4", [(47.7,), (14.7,), (22.6,), (18.5,), (19.1,), (9.0,), (5.9,), (5.8,), *[(None,)] * 4]),
         ("table5", [(100.0,) * 10, (None,) * 10]),

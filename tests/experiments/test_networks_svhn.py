@@ -2,6 +2,7 @@
 
 from functools import reduce
 from itertools import pairwise
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from stn import Affine, SpatialTransformer
 from stn.experiments import draw
 from stn.experiments.networks.sizing import num_params
 from stn.experiments.networks.svhn import build
+from stn.experiments.training.house_numbers import HouseNumbers, overlap
 from stn.experiments.training.logs import pictures
 from stn.experiments.training.schedule import Schedule
 from stn.transformer import trace
@@ -53,6 +55,14 @@ def test_the_networks_of_a5_have_the_parameters_of_its_layers(transformers, size
     with torch.device("meta"):
         params = num_params(build((3, size_px, size_px), 11, transformers=transformers, transform=Affine()))
     assert params == by_hand(size_px, transformers) == PARAMS[transformers, size_px]
+
+
+@pytest.mark.parametrize("size_px", [64, 128])
+def test_the_wide_cnn_has_nearly_the_parameters_of_multi(size_px):
+    with torch.device("meta"):
+        multi, wide = network("multi", size_px, 0.25), network("none", size_px, 0.25, params_of="multi")
+    assert 0.97 * num_params(multi) < num_params(wide) <= num_params(multi)
+    assert not any(isinstance(m, SpatialTransformer) for m in wide.modules())
 
 
 @pytest.mark.parametrize("transformers", ["none", "single", "multi"])
@@ -157,6 +167,7 @@ def test_localisation_networks_keep_their_small_start():
     ("changes", "message"),
     [
         ({"transformers": "double"}, "unknown model.transformers='double': choose one of none, single, multi"),
+        ({"params_of": "four"}, "unknown model.params_of='four': choose one of none, single, multi"),
         ({"size_px": 60}, "data.size_px=60 has to be a multiple of 16"),
         ({"width": 0.0}, "model.width=0.0 has to be above 0"),
         ({"dropout": 1.0}, "model.dropout=1.0 from 0 to below 1"),
@@ -165,3 +176,48 @@ def test_localisation_networks_keep_their_small_start():
 def test_what_cannot_be_built_is_named(changes, message):
     with pytest.raises(ValueError, match=message):
         network(**changes)
+
+
+# --- what the transformers read, against the number
+
+
+def maps(*rows):
+    return torch.tensor(rows, dtype=torch.float32)
+
+
+def test_overlap_is_that_of_a_case_solved_by_hand():
+    theta = maps(
+        [1, 0, 0, 0, 1, 0],  # all of the image: 1 of 4
+        [0.5, 0, 0, 0, 0.5, 0],  # the square itself
+        [0.5, 0, 0.5, 0, 0.5, 0],  # half of it beside the number: 0.5 of 1.5
+        [-0.5, 0, 0.5, 0, 0.5, 0],  # the same, mirrored
+        [0.5, 0, 3, 0, 0.5, 0],  # nowhere near
+        [0.3, -0.3, 0, 0.3, 0.3, 0],  # a diamond to 0.6, whose tips of 0.1 are cut: 0.72 - 4 x 0.01 of 1 + 4 x 0.01
+        [0, 0, 0, 0, 0, 0],  # a point
+    )
+    expected = [0.25, 1, 1 / 3, 1 / 3, 0, 0.68 / 1.04, 0]
+    torch.testing.assert_close(overlap(theta, 0.5), torch.tensor(expected), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("transformers", ["single", "multi"])
+def test_the_overlap_is_of_all_maps_composed(transformers):
+    net = network(transformers)
+    objective = HouseNumbers()
+    objective.prepare(SimpleNamespace(in_shape=(3, 128, 128)))
+    batch = torch.rand(3, 3, 64, 64), torch.zeros(3, 5, dtype=torch.long)
+    start = objective.test(net, batch)
+    side = 64 / 1.3 / 128
+    assert start["iou"] == pytest.approx(100 * side**2)
+    assert start["iou_above_50"] == 0
+    ends = [module for module in net.modules() if isinstance(module, SpatialTransformer)]
+    ends[0].localisation[-1].bias.data[2] = 0.2  # the first moves, the last zooms in
+    ends[-1].localisation[-1].bias.data[[0, 4]] = side - 1
+    moved = objective.test(net, batch)
+    assert moved["iou"] == pytest.approx(100 * (2 * side - 0.2) / (2 * side + 0.2), abs=0.01)
+    assert moved["iou_above_50"] == 100
+
+
+def test_a_network_without_a_transformer_has_no_overlap():
+    objective = HouseNumbers()
+    objective.prepare(SimpleNamespace(in_shape=(3, 128, 128)))
+    assert set(objective.test(network(), (torch.rand(2, 3, 64, 64), torch.zeros(2, 5, dtype=torch.long)))) == {"error"}

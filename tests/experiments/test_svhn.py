@@ -309,6 +309,17 @@ def test_the_test_split_comes_once_and_whole(data):
     assert torch.equal((images * 255).round().byte().permute(0, 2, 3, 1), torch.from_numpy(np.array(data.test[0])))
 
 
+@pytest.mark.parametrize("size_px", [64, 128])
+def test_the_number_fills_the_same_part_of_every_crop(size_px):
+    picture = np.zeros((40, 80, 3), np.uint8)
+    picture[10:36, 14:66] = 255  # the number, exactly
+    seen = crop(png(picture), number("1.png", (14, 10, 52, 26, 1)), size_px)[..., 0] > 127
+    rows, columns = seen.any(1).nonzero()[0], seen.any(0).nonzero()[0]
+    for found in (rows, columns):
+        assert len(found) == pytest.approx(svhn.number_side(size_px) * size_px, abs=2)
+        assert found.mean() == pytest.approx((size_px - 1) / 2, abs=1)
+
+
 def test_only_rendered_numbers_are_synthetic(data):
     assert RenderedNumbers.synthetic
     assert not Svhn.synthetic

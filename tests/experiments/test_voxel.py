@@ -14,6 +14,7 @@ from stn import Affine3d, regular_grid
 from stn.experiments import draw
 from stn.experiments.datasets import voxel
 from stn.experiments.datasets.voxel import Pose, VoxelMnist, render, rotation
+from stn.experiments.figures.voxel import evenly
 from stn.experiments.networks.sizing import num_params
 from stn.experiments.networks.voxel import Projection, build, convolutional
 from stn.experiments.training.classification import Classification
@@ -30,7 +31,7 @@ SHAPE = (1, SIDE, SIDE, SIDE)
 def small(random_digits, monkeypatch):
     """Noise in MNIST's place, in volumes of 24^3."""
     images, labels = voxel_digits()
-    monkeypatch.setattr("stn.experiments.datasets.voxel.load_digits", lambda root, split: (images, labels))
+    monkeypatch.setattr("stn.experiments.datasets.mnist.load_digits", lambda root, split: (images, labels))
     return VoxelMnist("nowhere", 24, 45.0, 8.0)
 
 
@@ -95,7 +96,7 @@ def test_an_upright_volume_shows_its_digit_eight_times_in_depth():
     torch.testing.assert_close(volume, expected, atol=1e-5, rtol=0)
 
 
-def test_training_volumes_are_drawn_and_test_volumes_frozen(small):
+def test_training_volumes_are_drawn_and_test_images_frozen(small):
     assert isinstance(small, Batches)
     assert small.in_shape == (1, 24, 24, 24)
     one, two = (small.batch(5, Generator().manual_seed(7)) for _ in range(2))
@@ -104,7 +105,7 @@ def test_training_volumes_are_drawn_and_test_volumes_frozen(small):
     assert torch.equal(one[1], two[1])
     assert not torch.equal(small.batch(5, Generator().manual_seed(8))[0], one[0])
     images, labels = (torch.cat(part) for part in zip(*small.test_batches(), strict=True))
-    assert torch.equal(images, small.test_volumes(torch.arange(23)))
+    assert torch.equal(images, small.test_images(torch.arange(23)))
     assert torch.equal(labels, small.test_labels)
     assert 0 <= images.min() <= images.max() <= 1
 
@@ -123,6 +124,48 @@ def test_the_test_checksum_sees_the_digits_and_their_poses(small):
     small.test_digits = small.test_digits.clone()
     small.test_digits[0, 0, 0] ^= 1
     assert len({before, moved, small.checksums()["test"]}) == 3
+
+
+# --- the controls
+
+
+def test_upright_images_are_the_digit_through_a_transformer_that_undoes_the_pose(random_digits):
+    volumes, seen = (VoxelMnist("nowhere", SIDE, 45.0, 28, upright_px=side) for side in (None, 30))
+    assert seen.in_shape == (1, 30, 30, 30)
+    index = torch.arange(3)
+    params = {key: value[index].float() for key, value in volumes.test_params.items()}
+    matrix = torch.cat([rotation(params["angle_deg"]) / 2, params["shift_px"][:, :, None] / 30], dim=2)
+    expected = network(out_px=30).transformer.warp(volumes.test_images(index), matrix.flatten(1))
+    torch.testing.assert_close(seen.test_images(index), expected)
+    u, _ = seen.batch(2, Generator().manual_seed(0))
+    assert u.shape == (2, 1, 30, 30, 30)
+
+
+def test_an_upright_digit_lies_in_the_middle_as_deep_as_it_is_thick():
+    digits = blurred(2)
+    params = Pose(45.0, 16.0).draw(2, Generator().manual_seed(3))
+    seen = voxel.upright(render(digits, params, 16.0, SIDE), params, 30).sum(2)[:, 0] / 16
+    expected = F.pad(digits / 255, (1, 1, 1, 1))
+    assert torch.corrcoef(torch.stack([seen.flatten(), expected.flatten()]))[0, 1] > 0.97
+    assert seen.mean() == pytest.approx(expected.mean().item(), rel=0.02)
+
+
+def test_validation_volumes_are_of_training_digits(random_digits, monkeypatch):
+    monkeypatch.setattr("stn.experiments.datasets.mnist.VALID", 50)
+    data = VoxelMnist("nowhere", 24, 45.0, 28, test_split="valid")
+    assert (len(data.digits), len(data.test_digits), len(data.test_params["shift_px"])) == (150, 50, 50)
+    with pytest.raises(ValueError, match=r"^unknown data\.test_split='dev'"):
+        VoxelMnist("nowhere", 24, 45.0, 28, test_split="dev")
+
+
+def test_the_3d_cnn_reads_the_volume_with_the_same_budget():
+    net = build(SHAPE, 10, 150_000, projected=False)
+    assert 0.96 * 150_000 < num_params(net) <= 150_000
+    u = torch.rand(2, *SHAPE)
+    deeper = u.roll(20, 2)  # the same projection
+    assert (net(u) - net(deeper)).abs().max() > 1e-4
+    with pytest.raises(ValueError, match=r"^model.projected=false is a 3D CNN"):
+        build(SHAPE, 10, 150_000, convolutional, Affine3d(), projected=False)
 
 
 # --- memory
@@ -239,7 +282,7 @@ def test_a_volume_is_drawn_as_a_lit_solid_in_its_box():
 
 
 def test_figure_5_has_volume_sample_and_projection_in_a_column(small):
-    u = small.test_volumes(torch.arange(2))
+    u = small.test_images(torch.arange(2))
     v = u[:, :, 8:16, 8:16, 8:16]
     source = (regular_grid((8, 8, 8)) / 3).expand(2, -1, -1)
     picture = draw.volume_warps(u, source, v, side_px=32)
@@ -247,3 +290,9 @@ def test_figure_5_has_volume_sample_and_projection_in_a_column(small):
     flat = v[0].sum(1)
     expected = draw.tile(flat / flat.max(), 32)
     assert np.array_equal(np.asarray(picture.crop((0, 72, 32, 104))), np.asarray(expected))
+
+
+def test_figure_5_shows_the_median_example_in_the_middle():
+    loss = torch.randperm(1001, generator=Generator().manual_seed(0)).float()
+    assert loss[evenly(loss, 5)].tolist() == [100, 300, 500, 700, 900]
+    assert loss[evenly(loss, 1)].item() == loss.median()

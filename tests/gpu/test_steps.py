@@ -12,7 +12,6 @@ import pytest
 import torch
 from cells import BITS, EXPERIMENTS, GPU, ROOT, assert_same, fit, steps_on, training
 
-from stn.experiments.datasets import mnist
 from stn.experiments.training import engine, environment
 from stn.experiments.training.capture import WARM_UP, Captured
 from stn.experiments.training.checkpoint import Checkpoint
@@ -119,8 +118,7 @@ def test_a_run_begun_on_the_cpu_goes_on_on_the_gpu(device, tmp_path):
 
 
 @pytest.mark.usefixtures("random_digits")
-def test_captured_steps_with_volumes_have_the_losses_of_uncaptured_ones(device, monkeypatch):
-    monkeypatch.setattr("stn.experiments.datasets.voxel.load_digits", mnist.load_digits)
+def test_captured_steps_with_volumes_have_the_losses_of_uncaptured_ones(device):
     words = ["schedule.steps=15", "schedule.block_steps=5", "schedule.batch_size=8", "data.size_px=24"]
     captured, plain = (fit(training("voxel_st_cnn", device, *words, capture=how), device) for how in (True, False))
     assert captured.captured is not None
@@ -215,7 +213,7 @@ def peak(experiment, device):
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_the_memory_of_a_step_is_stated(device, experiment, capsys, monkeypatch):
     digits = torch.randint(0, 256, (1200, 28, 28), dtype=torch.uint8), torch.arange(1200) % 10
-    for module in ("mnist", "voxel", "colocalisation"):
+    for module in ("mnist", "colocalisation"):
         monkeypatch.setattr(f"stn.experiments.datasets.{module}.load_digits", lambda root, split: digits)
     monkeypatch.setattr("stn.experiments.training.colocalisation.load_digits", lambda root, split: digits)
     if device.type == "cpu" and experiment not in (

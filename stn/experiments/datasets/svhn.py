@@ -59,6 +59,11 @@ def window(number: Number, size_px: int) -> tuple[float, float, float, float]:
     return x - half_w, y - half_h, x + half_w, y + half_h
 
 
+def number_side(size_px: int) -> float:
+    """The side of the number's box, a square in the middle of every crop, as a part of the crop's; up to rounding."""
+    return BASE_PX / (GROWN * size_px)
+
+
 def crop(png: bytes, number: Number, size_px: int) -> UInt8[np.ndarray, "s s 3"]:
     """The crop of a number out of its picture, black beyond the edges.
 

@@ -16,8 +16,8 @@ from torch import Generator, Tensor
 
 from stn.experiments.datasets import DIGIT_PX
 from stn.experiments.datasets.distortions import copied_once
-from stn.experiments.datasets.mnist import TEST_SEED, DistortedMnist, checksum, load_digits
-from stn.experiments.rules import number, require, whole
+from stn.experiments.datasets.mnist import TEST_SEED, DistortedMnist, check_split, checksum, split_digits
+from stn.experiments.rules import number, or_null, require, whole
 from stn.sampler import regular_grid, sample
 from stn.transforms import Affine3d
 
@@ -38,7 +38,7 @@ class Pose:
     """
 
     max_angle_deg: float
-    thickness_px: float
+    thickness_px: int | float
 
     def draw(self, n: int, generator: Generator, dtype: torch.dtype = torch.float32) -> Params:
         """angle_deg (n, 3) about x, y and z; shift_px (n, 3): the slab's centre off the volume's, in x, y, z."""
@@ -63,7 +63,7 @@ def rotation(angle_deg: Float[Tensor, "b 3"]) -> Float[Tensor, "b 3 3"]:
 
 
 def render(
-    digits: UInt8[Tensor, "b 28 28"], params: Params, thickness_px: float, size_px: int
+    digits: UInt8[Tensor, "b 28 28"], params: Params, thickness_px: int | float, size_px: int
 ) -> Float[Tensor, "b 1 s s s"]:
     """The volumes of extruded digits in the poses of `Pose.draw`, in [0, 1] with 0 for the background.
 
@@ -93,6 +93,13 @@ def render(
     return u
 
 
+def upright(u: Float[Tensor, "b 1 s s s"], params: Params, side_px: int) -> Float[Tensor, "b 1 v v v"]:
+    """What a spatial transformer reads from `render`'s volumes if it undoes their poses: half of the volume's side."""
+    theta = torch.cat([rotation(params["angle_deg"]) / 2, params["shift_px"][:, :, None] * 2 / VOLUME_PX], dim=2)
+    size = (side_px,) * 3
+    return sample(u, Affine3d()(theta.flatten(1), regular_grid(size, theta.dtype, theta.device)), size)
+
+
 def free_bytes(device: torch.device) -> int | None:
     """Memory that can still be had on a device; None where the system does not say (no Linux, no CUDA)."""
     if device.type == "cuda":
@@ -118,31 +125,46 @@ def check_memory(n: int, size_px: int, device: torch.device) -> None:
 class VoxelMnist:
     """3D MNIST: `batch` draws fresh training volumes; the frozen test set is 10,000 digits and their poses.
 
-    Digits and poses live on one device (`to`), and all volumes are rendered there, batch by batch.
-    `in_shape` is (1, S, S, S), `classes` 10.
+    `test_split` is that of `split_digits`.  With `upright_px` the images are not the volumes but what the sampler reads
+    from them under the true pose, on a grid of that side: the control of a transformer that undoes every pose.  Digits
+    and poses live on one device (`to`), and all volumes are rendered there, batch by batch.  `in_shape` is
+    (1, S, S, S), `classes` 10.
     """
 
     classes = 10
     synthetic = False
     on_device = True
 
-    def __init__(self, root: str | Path, size_px: int, max_angle_deg: float, thickness_px: float):
-        self.in_shape = self.shape(size_px, max_angle_deg, thickness_px)
+    def __init__(
+        self,
+        root: str | Path,
+        size_px: int,
+        max_angle_deg: float,
+        thickness_px: int | float,
+        upright_px: int | None = None,
+        test_split: str = "test",
+    ):
+        self.in_shape = self.shape(size_px, max_angle_deg, thickness_px, upright_px, test_split)
         self.fits = 0  # volumes of a batch that have been found to fit
         self.pose = Pose(max_angle_deg, thickness_px)
-        self.digits, self.labels = load_digits(root, "train")
-        self.test_digits, self.test_labels = load_digits(root, "t10k")
+        self.size_px, self.upright_px = size_px, upright_px
+        (self.digits, self.labels), (self.test_digits, self.test_labels) = split_digits(root, test_split)
         generator = Generator().manual_seed(TEST_SEED)
         self.test_params = self.pose.draw(len(self.test_digits), generator, torch.float64)
 
     @staticmethod
-    def shape(size_px: Any, max_angle_deg: Any, thickness_px: Any) -> tuple[int, int, int, int]:
+    def shape(
+        size_px: Any, max_angle_deg: Any, thickness_px: Any, upright_px: Any = None, test_split: Any = "test"
+    ) -> tuple[int, int, int, int]:
         """`in_shape`, without reading a file.  Raises ValueError on values that there are no volumes for."""
+        check_split(test_split)
         require(whole(LEAST_PX, 10**6), "data.size_px", size_px, "; the paper's is 60")
         require(number(0, 360), "data.max_angle_deg", max_angle_deg)
         require(number(0, VOLUME_PX), "data.thickness_px", thickness_px)
+        require(or_null(whole(LEAST_PX, 10**6)), "data.upright_px", upright_px)
         check_memory(1, size_px, torch.device("cpu"))  # test volumes are rendered there
-        return 1, size_px, size_px, size_px
+        side_px = size_px if upright_px is None else upright_px
+        return 1, side_px, side_px, side_px
 
     ensure = staticmethod(DistortedMnist.ensure)
 
@@ -152,28 +174,32 @@ class VoxelMnist:
         self.test_digits, self.test_labels = self.test_digits.to(device), self.test_labels.to(device)
         self.test_params = {key: value.to(device) for key, value in self.test_params.items()}
 
+    def images(self, digits: UInt8[Tensor, "b 28 28"], params: Params) -> Float[Tensor, "b 1 s s s"]:
+        """What a network sees of digits in these poses: their volumes, or what lies upright in them."""
+        volumes = render(digits, params, self.pose.thickness_px, self.size_px)
+        return volumes if self.upright_px is None else upright(volumes, params, self.upright_px)
+
     def batch(self, n: int, generator: Generator) -> tuple[Float[Tensor, "b 1 s s s"], Int[Tensor, " b"]]:
-        """n training volumes, drawn with replacement in fresh poses, on the generator's device.
+        """n training examples, drawn with replacement in fresh poses, on the generator's device.
 
         Raises ValueError, before anything is allocated, where there is no memory for them.
         """
         if n > self.fits:
-            check_memory(n, self.in_shape[1], generator.device)
+            check_memory(n, self.size_px, generator.device)
             self.fits = n
         index = torch.randint(len(self.digits), (n,), generator=generator, device=generator.device)
-        params = self.pose.draw(n, generator)
-        return render(self.digits[index], params, self.pose.thickness_px, self.in_shape[1]), self.labels[index]
+        return self.images(self.digits[index], self.pose.draw(n, generator)), self.labels[index]
 
-    def test_volumes(self, index: Int[Tensor, " b"]) -> Float[Tensor, "b 1 s s s"]:
-        """These volumes of the frozen test set."""
+    def test_images(self, index: Int[Tensor, " b"]) -> Float[Tensor, "b 1 s s s"]:
+        """These examples of the frozen test set."""
         params = {key: value[index].float() for key, value in self.test_params.items()}
-        return render(self.test_digits[index], params, self.pose.thickness_px, self.in_shape[1])
+        return self.images(self.test_digits[index], params)
 
     def test_batches(self) -> Iterator[tuple[Float[Tensor, "b 1 s s s"], Int[Tensor, " b"]]]:
         """The frozen test set, rendered batch by batch: as 8-bit voxels it would take 2 GB."""
-        n = max(1, TEST_VOXELS // self.in_shape[1] ** 3)
+        n = max(1, TEST_VOXELS // self.size_px**3)
         for index in torch.arange(len(self.test_labels), device=self.test_labels.device).split(n):
-            yield self.test_volumes(index), self.test_labels[index]
+            yield self.test_images(index), self.test_labels[index]
 
     def checksums(self) -> dict[str, str]:
         """sha256 of the training digits, and of the test digits with the poses that make their volumes."""

@@ -3,7 +3,10 @@
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
 from PIL import Image
+from torch import Tensor
 
 from stn import trace
 from stn.experiments import draw
@@ -14,14 +17,19 @@ SIDE_PX = 112
 
 
 def figure5(runs: Path, columns: int = 5) -> Image.Image:
-    """For the first test volumes: the input and the window that is read, V, its depth summed, the predicted class;
-    then what the baseline's classifier sees, the depth of the input summed.
+    """Test volumes from the easiest to the hardest: the input and the window that is read, V, its depth summed, the
+    predicted class; then what the baseline's classifier sees, the depth of the input summed.
+
+    By the loss of the network they are the middles of `columns` parts of the test set, so the middle column is the
+    median example.
     """
-    network, data = trained("voxel_st_cnn", runs)
-    u = data.test_volumes(torch.arange(columns))
-    (warp,) = trace(network, u)
+    network, data = trained("voxel_st_cnn", runs, thickness_px=28.0)
     with torch.no_grad():
+        losses = [F.cross_entropy(network(u), label, reduction="none") for u, label in data.test_batches()]
+        index = evenly(torch.cat(losses), columns)
+        u = data.test_images(index)
         predicted = network(u).argmax(1)
+    (warp,) = trace(network, u)
     top = draw.volume_warps(u, warp.source, warp.v, SIDE_PX)
     pitch = SIDE_PX + draw.GAP_PX
     rows = [
@@ -30,5 +38,10 @@ def figure5(runs: Path, columns: int = 5) -> Image.Image:
     ]
     flat = [volume.sum(1) for volume in u]
     without = [draw.tile(image / image.max(), SIDE_PX) for image in flat]
-    found = classes(predicted, torch.as_tensor(data.test_labels[:columns]), SIDE_PX)
+    found = classes(predicted, data.test_labels[index], SIDE_PX)
     return draw.rows([*rows, ("class", found), ("without it", without)])
+
+
+def evenly(loss: Float[Tensor, " n"], columns: int) -> Int[Tensor, " c"]:
+    """The examples in the middle of each of `columns` equal parts of all, in the order of their loss."""
+    return loss.argsort(stable=True)[(2 * torch.arange(columns) + 1) * len(loss) // (2 * columns)]

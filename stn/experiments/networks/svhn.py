@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from stn.experiments.networks.sizing import num_params, solve_width
 from stn.localisation import Regression, num_features
 from stn.transformer import SpatialTransformer
 from stn.transforms import Transform
@@ -93,21 +94,32 @@ def build(
     kernel: str = "bilinear",
     width: int | float = 1.0,
     dropout: int | float = 0.5,
+    params_of: str | None = None,
 ) -> nn.Sequential:
     """The CNN of A.5 with `places` softmaxes of `classes`, a spatial transformer before its first convolution
     (`transformers` = "single"), before each of its first four ("multi"), or none.
 
-    `width` scales channels and units, and 1 is the paper's.  Dropout comes after every hidden layer but the first
-    convolution.  ReLU comes after the pool: the same function on a quarter of the map.
+    `width` scales channels and units, and 1 is the paper's.  With `params_of` the network is so wide that it has about
+    as many parameters as the one with these transformers has at `width`, and no more.  Dropout comes after every hidden
+    layer but the first convolution.  ReLU comes after the pool: the same function on a quarter of the map.
     """
-    if transformers not in AT:
-        raise ValueError(f"unknown model.transformers={transformers!r}: choose one of {', '.join(AT)}")
+    for key, value in {"transformers": transformers, "params_of": params_of or "none"}.items():
+        if value not in AT:
+            raise ValueError(f"unknown model.{key}={value!r}: choose one of {', '.join(AT)}")
     if transformers != "none" and transform is None:
         raise ValueError("model.transform is missing: a localisation network needs one to predict")
     if in_shape[1] % 16 or in_shape[2] % 16:
         raise ValueError(f"data.size_px={in_shape[1]} has to be a multiple of 16: four pools halve it")
     if not width > 0 or not 0 <= dropout < 1:
         raise ValueError(f"model.width={width} has to be above 0, and model.dropout={dropout} from 0 to below 1")
+    if params_of is not None:
+
+        def as_wide(k: int) -> nn.Sequential:
+            return build(in_shape, classes, places, transformers, transform, kernel, k / UNITS, dropout)
+
+        with torch.device("meta"):
+            other = build(in_shape, classes, places, params_of, transform, kernel, width, dropout)
+        return as_wide(solve_width(as_wide, num_params(other)))
     layers: OrderedDict[str, nn.Module] = OrderedDict()
     channels, h, w = in_shape
     for i, n_out in enumerate((_scaled(n, width) for n in CHANNELS), start=1):

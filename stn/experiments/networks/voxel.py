@@ -64,6 +64,23 @@ class Projection(nn.Module):
         return u.sum(2) / self.unit
 
 
+def cnn3d(in_shape: Shape, width: int, classes: int) -> nn.Sequential:
+    """A CNN of the volume itself: conv 5^3, stride 2 - conv 5^3 - max 2 - classifier, `width` filters each, padded.
+
+    It reads the means of 2^3 voxels, the resolution of what a transformer with an output of half the side reads.
+    """
+    features = nn.Sequential(
+        nn.AvgPool3d(2),
+        nn.Conv3d(in_shape[0], width, 5, stride=2, padding=2),
+        nn.ReLU(),
+        nn.Conv3d(width, width, 5, padding=2),
+        nn.MaxPool3d(2, ceil_mode=True),
+        nn.ReLU(),
+        nn.Flatten(),
+    )
+    return nn.Sequential(features, nn.Linear(num_features(features, in_shape), classes))
+
+
 def build(
     in_shape: Shape,
     classes: int,
@@ -72,12 +89,18 @@ def build(
     transform: Transform | None = None,
     out_px: int | None = None,
     kernel: str = "bilinear",
+    projected: bool = True,
 ) -> nn.Module:
-    """[a 3D spatial transformer with an output of out_px^3 -] projection - A.4's CNN, as wide as stated or as budgeted.
+    """[a 3D spatial transformer with an output of out_px^3 -] projection - A.4's CNN, as wide as stated or as budgeted;
+    or, not `projected`, a 3D CNN of the volume.
 
     Half of the input's side is a good `out_px`: at the identity each output voxel is then the mean of 2^3 input voxels
     exactly (its centre is their common corner), so nothing aliases, and zoomed in by 2 it is the input's resolution.
     """
+    if not projected:
+        if localisation is not None:
+            raise ValueError("model.projected=false is a 3D CNN of the volume: it takes no localisation network")
+        return sized(lambda width: cnn3d(in_shape, width, classes), FILTERS, budget)
     if localisation is None:
 
         def plain(width: int) -> nn.Module:

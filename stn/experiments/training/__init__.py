@@ -2,6 +2,7 @@
 
 OBJECTIVES = {  # name -> module, class
     "classification": "classification:Classification",
+    "house_numbers": "house_numbers:HouseNumbers",
     "birds": "birds:Birds",
     "colocalisation": "colocalisation:TripletHinge",
 }

@@ -62,6 +62,7 @@ GROUPS = {  # keys of the groups; names, and what depends on them, are looked up
     "model.width": or_null(number(1e-3, 10**6)),
     "model.dropout": number(0, 0.999),
     "model.pooled": FLAG,
+    "model.projected": FLAG,
     "model.out_px": or_null(whole(1, SIDE_PX)),
     "model.sample_px": whole(1, SIDE_PX),
     "model.pool": whole(1, 64),

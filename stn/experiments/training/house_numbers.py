@@ -1,0 +1,50 @@
+"""House numbers (Sect. 4.2): the error of whole numbers, and how what the transformers read lies on the number."""
+
+from functools import reduce
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from stn import Affine, trace
+from stn.experiments.datasets.svhn import number_side
+from stn.experiments.training.classification import Classification
+
+REVISION = 1  # raise it when a change alters the loss or a metric
+
+
+class HouseNumbers(Classification):
+    """Labels alone are trained with; the number's box is for the test.
+
+    `iou` is the mean intersection over union of that box and of the quadrilateral that all affine transformers
+    together read, their maps composed; `iou_above_50` the share of images in which it is above 50 %: both in percent.
+    """
+
+    def prepare(self, data: Any) -> None:
+        """Note how large the number is in every crop."""
+        self.number_side = number_side(data.in_shape[-1])
+
+    def test(self, network: nn.Module, batch: tuple[Tensor, Any]) -> dict[str, Tensor]:
+        metrics = super().test(network, batch)
+        warps = trace(network, batch[0])
+        if warps and all(warp.identity == Affine.identity for warp in warps):
+            theta = reduce(Affine().compose, [warp.theta for warp in warps])
+            iou = 100 * overlap(theta, self.number_side)
+            metrics |= {"iou": iou.mean(), "iou_above_50": 100 * (iou > 50).float().mean()}
+        return metrics
+
+
+def overlap(theta: Float[Tensor, "b 6"], side: float) -> Float[Tensor, " b"]:
+    """Intersection over union of what each affine map reads and a centred square of `side` times the image's."""
+    corners = theta.new_tensor([[-1.0, -1.0], [1.0, -1.0], [1.0, 1.0], [-1.0, 1.0]])
+    square = side * corners.cpu().numpy()
+    read = Affine()(theta, corners).cpu().numpy()
+    return torch.tensor([_overlap(square, each) for each in read], device=theta.device)
+
+
+def _overlap(one: Float[np.ndarray, "4 2"], other: Float[np.ndarray, "4 2"]) -> float:
+    common, _ = cv2.intersectConvexConvex(one, other)
+    return common / (cv2.contourArea(one) + cv2.contourArea(other) - common)
