@@ -93,7 +93,10 @@ def best_transformer(distortion: str, root: Path = ROOT, runs: Path | None = Non
 
 
 def load(name: str, root: Path = ROOT, runs: Path | None = None) -> Recorded:
-    """The network with that id, or the one whose id begins so.  Raises ValueError where that is not one."""
+    """The network with that id, or the one whose id begins so; of several, the one that is kept in results/weights.
+
+    Raises ValueError where that is not one.
+    """
     damaged: list[str] = []
     known = find(root, runs, damaged)
     fits = [name] if name in known else [each for each in known if each.startswith(name)]
@@ -101,6 +104,9 @@ def load(name: str, root: Path = ROOT, runs: Path | None = None) -> Recorded:
         of_name = [line for line in damaged if f"/{name}" in line]
         choice = ", ".join(known) or "none, there are no weights"
         raise ValueError(of_name[0] if of_name else f"no recorded network is called {name!r}: choose one of {choice}")
+    if len(fits) > 1:  # a short name in the docs means the same network after runs of one's own
+        kept = [each for each in fits if (root / "results/weights" / f"{each}.safetensors").is_file()]
+        fits = kept if len(kept) == 1 else fits
     if len(fits) > 1:
         raise ValueError(f"{len(fits)} recorded networks begin with {name!r}: choose one of {', '.join(fits)}")
     entry = known[fits[0]]

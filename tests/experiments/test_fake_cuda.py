@@ -35,7 +35,7 @@ def moved(mode, tensors):
 
 def to_fake_gpu(mode, one):
     """Move what a step reads of a module's data and objective, as `on_fit_start` does."""
-    names = [name for name in ("digits", "labels", "images") if hasattr(one.data, name)]
+    names = [name for name in ("digits", "labels", "images") if isinstance(getattr(one.data, name, None), torch.Tensor)]
     for name, tensor in moved(mode, {name: getattr(one.data, name) for name in names}).items():
         setattr(one.data, name, tensor)
     one.data.fits = 8  # volumes: how much memory is free only a driver knows

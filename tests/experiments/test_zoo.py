@@ -78,6 +78,13 @@ def test_a_name_may_be_shortened_while_it_is_the_only_one(runs):
         zoo.load("nothing", ROOT, runs)
 
 
+def test_a_shortened_name_means_the_kept_network_after_own_runs(runs, tmp_path):
+    kept = tmp_path / "root/results/weights"
+    kept.mkdir(parents=True)
+    (kept / "other.safetensors").write_bytes((runs / "other/weights.safetensors").read_bytes())
+    assert zoo.load("o", tmp_path / "root", runs).id == "other"
+
+
 def test_smoke_runs_are_never_found(runs):
     write(runs, record("one-smoke", smoke=True, steps=10_000))
     assert "one-smoke" not in zoo.find(ROOT, runs)
