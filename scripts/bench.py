@@ -335,15 +335,16 @@ def forward_backward(network: nn.Module, u: Tensor, label: Tensor) -> None:
 
 def bench_cells(cells: int = 5) -> None:
     """The batch: `cells` localisation networks under vmap, all their crops through the encoder at once."""
-    where = {"precision": PRECISION, "runs": ROOT / "runs", "data_root": ROOT / "data"}
+    where = {"precision": PRECISION, "runs": ROOT / "runs"}
     objective: TripletHinge = build.objective(group("objective/colocalisation"), **where)
     n = group("schedule/colocalisation")["schedule"]["batch_size"]
     images, random, networks = [], [], []
     for digit in range(cells):
         data = build.data_set(group("data/colocalisation", digit=digit, patches=16, seed=0), ROOT / "data")
         objective.prepare(data)
-        images.append(data.batch(n, Generator().manual_seed(0))[0])
-        random.append(objective.random)
+        u, crops = data.batch(n, Generator().manual_seed(0))
+        images.append(u)
+        random.append(objective.encoder(crops))
         networks.append(build.network(group("model/colocalisation", budget=100_000), data.in_shape, data.classes))
     params, buffers = torch.func.stack_module_state(networks)  # type: ignore[arg-type]
 
@@ -351,7 +352,7 @@ def bench_cells(cells: int = 5) -> None:
         return torch.func.functional_call(networks[0], (params, buffers), (u,))
 
     def loss(encoding: Tensor, random: Tensor) -> Tensor:
-        return triplet_hinge(encoding, random, objective.margin, objective.attraction)
+        return triplet_hinge(encoding, random, objective.margin, objective.both)
 
     def one_after_the_other() -> None:
         for network, u, crops in zip(networks, images, random, strict=True):

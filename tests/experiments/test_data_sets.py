@@ -15,7 +15,7 @@ from stn.experiments.training.engine import Batches
 
 ROOT = Path(__file__).parents[2]
 COLOCALISATION = {
-    "name": "colocalisation", "images": 100, "random_crops": 16, "shift_std_px": 2.0, "box": "square", "seed": 0,
+    "name": "colocalisation", "images": 100, "shift_std_px": 2.0, "box": "square", "seed": 0,
 }  # fmt: skip
 RECORDED = {  # sha256 of the training and of the test half; of MNIST and addition in their own tests
     "voxel": (

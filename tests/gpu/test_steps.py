@@ -197,7 +197,7 @@ def peak(experiment, device):
     else:
         data = build.data_set(config["data"], ROOT / "data")
         shape, classes = data.in_shape, data.classes
-        objective = build.objective(config["objective"], precision="fp32", runs=ROOT / "runs", data_root=ROOT / "data")
+        objective = build.objective(config["objective"], precision="fp32", runs=ROOT / "runs")
         data.to(device)
         objective.prepare(data)
         draw = lambda g: data.batch(n if first != "coloc" else len(data.images), g)  # noqa: E731

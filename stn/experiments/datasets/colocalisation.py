@@ -13,7 +13,7 @@ from stn.experiments.datasets.clutter import Clutter
 from stn.experiments.datasets.mnist import DistortedMnist, checksum, load_digits
 from stn.experiments.rules import below, require, whole
 
-REVISION = 1  # raise it when a change alters an image, a label or how they are drawn
+REVISION = 2  # raise it when a change alters an image, a label or how they are drawn
 CANVAS_PX = 84
 PATCH_PX = 6  # side of a crop of clutter
 Boxes = Float[Tensor, "b 4"]  # left, top, right, bottom in px of the canvas
@@ -49,10 +49,9 @@ class CommonDigit:
     """`images` training digits of class `digit`, each at a uniform place of an 84 x 84 canvas, drawn once from `seed`.
 
     `patches` 6 x 6 crops of other training digits are added: none for T, 16 for TC.  `batch` gives the images, each
-    shifted by N(0, shift_std_px) in x and in y, and `crops` its I^rand, `random_crops` of 28 x 28 px of each image at
-    uniform places, drawn once as well; neither a class nor a box.  `test_batches` gives the images as they are with
-    their boxes, the digit's 28 x 28 square (`box` "square") or the bounding box of its ink ("ink"), which the network
-    has not seen.
+    shifted by N(0, shift_std_px) in x and in y, and I^rand, 28 x 28 px of each at a uniform place; neither a class nor
+    a box.  `test_batches` gives the images as they are with their boxes, the digit's 28 x 28 square (`box` "square") or
+    the bounding box of its ink ("ink"), which the network has not seen.
     """
 
     classes = 1  # unknown, but common to all images
@@ -66,12 +65,11 @@ class CommonDigit:
         digit: int,
         patches: int,
         images: int,
-        random_crops: int,
         shift_std_px: float,
         box: str,
         seed: int,
     ):
-        self.shape(digit, patches, images, random_crops, shift_std_px, box, seed)
+        self.shape(digit, patches, images, shift_std_px, box, seed)
         digits, labels = load_digits(root, "train")
         (mine,) = (labels == digit).nonzero(as_tuple=True)
         if images > len(mine):
@@ -85,19 +83,16 @@ class CommonDigit:
         params = clutter.draw(images, generator, len(digits))
         self.images = clutter.compose(digits, index, params)[:, None]
         self.boxes = squares(params["place"]) if box == "square" else ink(digits[index], params["place"])
-        room = CANVAS_PX - DIGIT_PX + 1
-        self.places = torch.randint(room, (images, random_crops, 2), generator=generator)  # left, top in px
 
     @classmethod
     def shape(
-        cls, digit: Any, patches: Any, images: Any, random_crops: Any, shift_std_px: Any, box: Any, seed: Any
+        cls, digit: Any, patches: Any, images: Any, shift_std_px: Any, box: Any, seed: Any
     ) -> tuple[int, int, int]:
         """`in_shape`, without reading a file.  Raises ValueError on values that there are no images for."""
         if type(digit) is not int or not 0 <= digit <= 9:
             raise ValueError(f"data.digit={digit!r} is no digit class: choose one of 0 to 9")
         for key, value, least, most in (
-            ("patches", patches, 0, 1000), ("images", images, 2, 60_000), ("random_crops", random_crops, 1, 1000),
-            ("seed", seed, 0, 2**32 - 1),
+            ("patches", patches, 0, 1000), ("images", images, 2, 60_000), ("seed", seed, 0, 2**32 - 1),
         ):  # fmt: skip
             require(whole(least, most), f"data.{key}", value)
         require(below(CANVAS_PX), "data.shift_std_px", shift_std_px)
@@ -111,23 +106,18 @@ class CommonDigit:
         """Move the images to `device`."""
         self.images = self.images.to(device)
 
-    def batch(self, n: int, generator: Generator) -> tuple[Float[Tensor, "b 1 s s"], Int[Tensor, " b"]]:
-        """n of the images, each shifted, and their indices; all of them in order where n is their number, as in A.2."""
+    def batch(self, n: int, generator: Generator) -> tuple[Float[Tensor, "b 1 s s"], Float[Tensor, "b 1 28 28"]]:
+        """n of the images, each shifted, and a random crop of each; all of them where n is their number, as in A.2."""
         if n > len(self.images):
             raise ValueError(f"schedule.batch_size={n}: there are data.images={len(self.images)}, take at most so many")
-        shift = torch.randn(n, 2, generator=generator, device=generator.device)
-        if n == len(self.images):
-            index, images = torch.arange(n, device=shift.device), self.images
-        else:
-            index = torch.randperm(len(self.images), generator=generator, device=shift.device)[:n]
-            images = self.images[index]
-        return shifted(images, (self.shift_std_px * shift).round().long()).float() / 255, index
-
-    def crops(self) -> Iterator[Float[Tensor, "b 1 28 28"]]:
-        """I^rand: the first random crop of every image, then the second, and so on."""
-        windows = self.images.unfold(2, DIGIT_PX, 1).unfold(3, DIGIT_PX, 1)
-        for left, top in self.places.permute(1, 2, 0):
-            yield windows[torch.arange(len(windows)), :, top, left].float() / 255
+        device = generator.device
+        shift = torch.randn(n, 2, generator=generator, device=device)
+        index = torch.randperm(len(self.images), generator=generator, device=device)[:n]
+        u = shifted(self.images[index], (self.shift_std_px * shift).round().long())
+        left, top = torch.randint(CANVAS_PX - DIGIT_PX + 1, (2, n), generator=generator, device=device)
+        windows = u.unfold(2, DIGIT_PX, 1).unfold(3, DIGIT_PX, 1)
+        crops = windows[torch.arange(n, device=device), :, top, left]
+        return u.float() / 255, crops.float() / 255
 
     def test_batches(self) -> Iterator[tuple[Float[Tensor, "b 1 s s"], Boxes]]:
         """All images with their boxes."""

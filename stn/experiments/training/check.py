@@ -77,7 +77,6 @@ GROUPS = {  # keys of the groups; names, and what depends on them, are looked up
     "model.localisation_norm": FLAG,
     "objective.encoder": TEXT,
     "objective.margin": number(0, 1e6),
-    "objective.attraction": number(0, 1e6),
 } | {f"schedule.{key}": rule for key, rule in RULES.items()}
 
 

@@ -4,43 +4,40 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from stn.experiments import zoo
 from stn.experiments.command import ROOT
 from stn.experiments.datasets import DIGIT_PX
 from stn.experiments.datasets.colocalisation import Boxes, CommonDigit
-from stn.experiments.datasets.mnist import load_digits
 from stn.transformer import trace
 
 Crops = Float[Tensor, "b 1 28 28"]
-DIGITS = 1000  # that scale the encoder's layers
-TRAIN = "experiment=mnist_cnn data/distortion=r schedule=fast_sgd"  # the encoder that conf/objective names
-REVISION = 1  # raise it when a change alters the loss or a metric
+TRAIN = "experiment=mnist_cnn data/distortion=r schedule=fast schedule.steps=30000"  # the encoder of conf/objective
+REVISION = 2  # raise it when a change alters the loss or a metric
 
 
 class TripletHinge:
-    """The triplet hinge loss of A.2, with the batch's mean in place of its sum; `accuracy` in percent.
+    """The triplet hinge loss of A.2, with the mean over all pairs in place of their sum; `accuracy` in percent.
 
-    loss = mean over n != m of max(0, a |e(I_n^T) - e(I_m^T)|^2 - |e(I_n^T) - e(I_n^rand)|^2 + margin), all pairs of the
-    batch and all I^rand of I_n; I^T is what the network cuts out of I, I^rand a crop of the same 28 x 28 px at a random
-    place of I, of which the data have several, encoded once (`prepare`).  accuracy = how many windows overlap the
-    digit's box with IoU > 0.5.
+    loss = mean over n != m of max(0, |e(I_n^T) - e(I_m^T)|^2 - |e(I_n^T) - e(I_n^rand)|^2 + margin); I^T is what the
+    network cuts out of I, I^rand a crop of 28 x 28 px at a random place of I, drawn anew in every step.
+    accuracy = how many windows overlap the digit's box with IoU > 0.5.
 
-    a is `attraction`, 1 in A.2.  There the |e(I_n^T)|^2 of the two distances cancel, and the loss is lowest at windows
-    wider than a digit, whose crops are nearer to each other the less is to be seen in them; below 1, what is left of it
-    draws a window that has found its digit to where more of it is to be seen.
+    `gradient` says where that of |e(I_n^T) - e(I_m^T)|^2 is taken: at "both" crops, or at "one", I_n^T, with I_m^T
+    fixed.  At both, windows on digits are drawn to those that are on nothing yet, and all end up on nothing, where the
+    loss is lowest (docs/findings.md).
 
-    `encoder` names the run whose CNN is e, below `runs` or among the kept ones; its layers are scaled by the training
-    digits below `data_root`.  Raises ValueError where that is no digit CNN for 28 x 28 px.
+    `encoder` names the run whose CNN is e, below `runs` or among the kept ones.
+    Raises ValueError where that is no digit CNN for 28 x 28 px, and for another gradient.
     """
 
-    def __init__(
-        self, encoder: str, margin: float, attraction: float, precision: str, runs: str | Path, data_root: str | Path
-    ):
+    def __init__(self, encoder: str, margin: float, gradient: str, precision: str, runs: str | Path):
+        if gradient not in ("one", "both"):
+            raise ValueError(f"unknown objective.gradient={gradient!r}: choose one or both")
         self.margin = margin
-        self.attraction = attraction
+        self.both = gradient == "both"
         self.bf16 = precision == "bf16"
         recorded = zoo.load(encoder, ROOT, Path(runs))
         if recorded.record["experiment"] != "mnist_cnn" or recorded.in_shape != (1, DIGIT_PX, DIGIT_PX):
@@ -50,24 +47,20 @@ class TripletHinge:
             )
         if recorded.id != encoder:  # a shortened name would be another identity
             raise ValueError(f"objective.encoder={encoder} has to be a whole name: {recorded.id}")
-        classifier, self.sha256 = recorded.network, recorded.sha256
-        digits, _ = load_digits(data_root, "train")
-        self.encoder = Encoder(classifier, digits[:DIGITS, None].float() / 255)
+        self.encoder, self.sha256 = Encoder(recorded.network), recorded.sha256
 
     def prepare(self, data: CommonDigit) -> None:
-        """Encode the random crops of all images: they stay the same, and so does e."""
-        device = data.images.device
-        encode = self.encoder.to(device)
-        with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=self.bf16):
-            self.random = torch.stack([encode(crops) for crops in data.crops()], dim=1)
+        """The encoder to where the images are."""
+        self.encoder.to(data.images.device)
 
-    def loss(self, network: nn.Module, batch: tuple[Tensor, Int[Tensor, " b"]]) -> tuple[Tensor, dict[str, Tensor]]:
-        u, index = batch
+    def loss(self, network: nn.Module, batch: tuple[Tensor, Crops]) -> tuple[Tensor, dict[str, Tensor]]:
+        u, random = batch
         crop = network(u)
         with torch.autocast(u.device.type, torch.bfloat16, enabled=self.bf16):
             encoding = self.encoder(crop)
-        random = self.random if len(index) == len(self.random) else self.random[index]  # a copy costs a fifth of a step
-        return triplet_hinge(encoding, random, self.margin, self.attraction), {}
+            with torch.no_grad():
+                nowhere = self.encoder(random)
+        return triplet_hinge(encoding, nowhere, self.margin, self.both), {}
 
     def test(self, network: nn.Module, batch: tuple[Tensor, Boxes]) -> dict[str, Tensor]:
         u, box = batch
@@ -84,22 +77,16 @@ class TripletHinge:
 
 
 def triplet_hinge(
-    crop: Float[Tensor, "b f"], random: Float[Tensor, "b k f"], margin: float, attraction: float
+    crop: Float[Tensor, "b f"], random: Float[Tensor, "b f"], margin: float, both: bool
 ) -> Float[Tensor, ""]:
-    """The mean of A.2's hinge over the ordered pairs n != m of a batch and their k I^rand, from the crops' encodings.
+    """The mean of A.2's hinge over the ordered pairs n != m of a batch, from the crops' encodings.
 
-    max(0, attraction |e_n - e_m|^2 - |e_n - e_n^rand|^2 + margin)
-
-    The gradient is taken at n, with m fixed: a window is drawn to the others, and away from its image's random crops.
-    With m's gradient added, windows on digits are drawn to those that are still on nothing, and all end up on nothing.
+    max(0, |e_n - e_m|^2 - |e_n - e_n^rand|^2 + margin), with the gradient in e_m only where `both` is set.
     """
-    fixed = crop.detach()
-    apart = crop.square().sum(1)[:, None] + fixed.square().sum(1) - 2 * crop @ fixed.T  # |e_n - e_m|^2
-    across = torch.einsum("bf,bkf->bk", crop, random)
-    to_random = (
-        crop.square().sum(1)[:, None] + torch.linalg.vector_norm(random, dim=2) ** 2 - 2 * across
-    )  # |e_n - e_n^rand|^2
-    hinge = (attraction * apart[:, None] - to_random[:, :, None] + margin).clamp(min=0).mean(1)
+    other = crop if both else crop.detach()
+    apart = crop.square().sum(1)[:, None] + other.square().sum(1) - 2 * crop @ other.T  # |e_n - e_m|^2
+    to_random = (crop - random).square().sum(1)  # |e_n - e_n^rand|^2
+    hinge = (apart - to_random[:, None] + margin).clamp(min=0)
     n = len(crop)
     return (hinge.sum() - hinge.diagonal().sum()) / (n * (n - 1))
 
@@ -117,30 +104,16 @@ def iou(a: Boxes, b: Boxes) -> Float[Tensor, " b"]:
 
 
 class Encoder(nn.Module):
-    """e of A.2: the two hidden layers and the class scores of a digit CNN side by side, h_k(I) / (r_k sqrt(N)).
+    """e of A.2: the activations of the two hidden layers and the class scores of a digit CNN, frozen, side by side."""
 
-    r_k is the root mean square, over `digits` and the units of layer k, of h_k(I) - h_k(0), and N the number of all
-    units: every unit counts alike, so that the first layer, which has most, decides how large a window is best, and a
-    digit is at a squared distance of about 1, the margin, from a crop of nothing.  As they come, it is in the hundreds.
-    """
-
-    scale: Tensor
-
-    def __init__(self, classifier: nn.Module, digits: Crops):
+    def __init__(self, classifier: nn.Module):
         super().__init__()
         features: Any
-        features, scores = classifier.children()
-        self.first, self.second, self.scores = features[:3], features[3:6], scores
+        features, self.scores = classifier.children()
+        self.first, self.second = features[:3], features[3:6]
         self.requires_grad_(False).eval().to(memory_format=torch.channels_last)  # a step of it is a fifth faster
-        answers, nothing = self.layers(digits), self.layers(torch.zeros_like(digits[:1]))
-        r = [(h - h0).square().mean().sqrt() for h, h0 in zip(answers, nothing, strict=True)]
-        self.register_buffer("scale", torch.stack(r) * sum(h.shape[1] for h in answers) ** 0.5)
-
-    def layers(self, crop: Crops) -> list[Float[Tensor, "b f"]]:
-        """The activations of the two hidden layers, and the class scores."""
-        first = self.first(crop)
-        second = self.second(first)
-        return [h.flatten(1).float() for h in (first, second, self.scores(second.flatten(1)))]
 
     def forward(self, crop: Crops) -> Float[Tensor, "b f"]:
-        return torch.cat([h / scale for h, scale in zip(self.layers(crop), self.scale, strict=True)], dim=1)
+        first = self.first(crop)
+        second = self.second(first)
+        return torch.cat([h.flatten(1).float() for h in (first, second, self.scores(second.flatten(1)))], dim=1)
