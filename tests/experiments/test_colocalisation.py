@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from stn.experiments import zoo
+from stn.experiments import yaml_files, zoo
 from stn.experiments.datasets.colocalisation import CommonDigit, ink, shifted, squares
 from stn.experiments.networks.colocalisation import build
 from stn.experiments.networks.sizing import num_params
@@ -18,7 +18,8 @@ from stn.experiments.training.schedule import Schedule
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 ROOT = Path(__file__).parents[2]
-ENCODER, LARGE, TPS = "mnist_cnn-r-fast_sgd-seed0", "mnist_cnn-rts-fast_sgd-seed0", "mnist_st_cnn_tps-e-fast-seed0"
+ENCODER = yaml_files.read_yaml(ROOT / "conf/objective/colocalisation.yaml")["encoder"]
+LARGE, TPS = "mnist_cnn-rts-fast-seed0", "mnist_st_cnn_tps-e-fast-seed0"
 
 
 def seeded(seed=0):
@@ -38,8 +39,8 @@ def digits(monkeypatch):
     return pair
 
 
-def data(digit=3, patches=0, images=40, random_crops=2, shift_std_px=3.0, box="square", seed=0):
-    return CommonDigit("nowhere", digit, patches, images, random_crops, shift_std_px, box, seed)
+def data(digit=3, patches=0, images=40, shift_std_px=3.0, box="square", seed=0):
+    return CommonDigit("nowhere", digit, patches, images, shift_std_px, box, seed)
 
 
 # --- images and boxes
@@ -79,19 +80,30 @@ def test_the_images_are_drawn_once_from_the_seed(digits):
     assert torch.equal(data(box="ink").images, data(box="square").images)
 
 
-def test_a_batch_has_all_images_in_order_shifted_afresh(digits):
+def which(u, d):
+    """The image that each of an unshifted batch is."""
+    return [int((d.images.float() / 255 == one).flatten(1).all(1).nonzero()[0]) for one in u]
+
+
+def test_a_batch_has_every_image_once_shifted_afresh(digits):
     d = data()
-    u, index = d.batch(40, seeded(5))
-    assert index.tolist() == list(range(40))
+    u, _ = d.batch(40, seeded(5))
     assert torch.equal(u, d.batch(40, seeded(5))[0])
-    assert torch.equal(data(shift_std_px=0.0).batch(40, seeded(5))[0], d.images.float() / 255)
+    still = data(shift_std_px=0.0)
+    order = [which(still.batch(40, seeded(s))[0], still) for s in range(200)]
+    assert all(sorted(each) == list(range(40)) for each in order)
 
     def centre(images):  # of the ink
         across = images.sum((1, 2)), images.sum((1, 3))
         return torch.stack([(line * torch.arange(84)).sum(1) / line.sum(1) for line in across], dim=1)
 
     far = (d.boxes.amin(1) > 15) & (d.boxes.amax(1) < 69)  # whose shift pushes nothing out of the image
-    moves = torch.cat([(centre(d.batch(40, seeded(s))[0]) - centre(d.images.float()))[far] for s in range(200)])
+    moves = torch.cat(
+        [
+            (centre(d.batch(40, seeded(s))[0]) - centre(d.images[each].float()))[far[each]]
+            for s, each in enumerate(order)  # the shift is drawn first, so the order is the same without it
+        ]
+    )
     assert far.sum() > 3
     assert (moves - moves.round()).abs().max() < 1e-3
     assert moves.mean(0).abs().max() < 0.3
@@ -110,20 +122,28 @@ def test_a_shift_moves_right_and_down_and_lets_black_in():
         assert (moved[0] == expected).all()
 
 
-def test_random_crops_are_windows_at_uniform_places_drawn_once(digits):
-    d = data(random_crops=50)
-    crops = list(d.crops())
-    assert len(crops) == 50
-    for k in (0, 49):
-        for image, crop, (left, top) in zip(d.images[:, 0], crops[k], d.places[:, k].tolist(), strict=True):
-            assert torch.equal(crop[0], image[top : top + 28, left : left + 28].float() / 255)
-    places = d.places.flatten(0, 1).float()
+def test_a_random_crop_is_a_window_at_a_uniform_place(digits):
+    d = data(shift_std_px=0.0)
+    ramp = (3 * torch.arange(84)).to(torch.uint8)
+    corners = []
+    for image in (ramp.expand(84, 84), ramp.expand(84, 84).T):  # a pixel tells its column, then its row
+        d.images = image.expand(40, 1, 84, 84)
+        crops = torch.cat([255 * d.batch(40, seeded(s))[1][:, 0] / 3 for s in range(60)]).round().long()
+        corners.append(crops[:, 0, 0])
+        side = torch.arange(28).expand(28, 28)
+        assert torch.equal(crops, corners[-1][:, None, None] + (side if len(corners) == 1 else side.T))
+    places = torch.stack(corners, dim=1).float()
     assert (places.min(), places.max()) == (0, 56)
     assert places.mean(0).tolist() == pytest.approx([28, 28], abs=1.5)
     assert places.var(0).tolist() == pytest.approx([(57**2 - 1) / 12] * 2, rel=0.08)
     assert abs(np.corrcoef(places.T)[0, 1]) < 0.08
-    assert torch.equal(data(random_crops=50).places, d.places)
-    assert not torch.equal(data(random_crops=50, seed=1).places, d.places)
+
+
+def test_a_random_crop_is_of_its_own_shifted_image(digits):
+    d = data(shift_std_px=5.0)
+    d.images = torch.arange(1, 41, dtype=torch.uint8)[:, None, None, None].expand(40, 1, 84, 84).clone()
+    u, crops = d.batch(40, seeded())
+    assert torch.equal(crops.amax((1, 2, 3)), u.amax((1, 2, 3)))
 
 
 def test_no_label_and_no_box_is_in_a_training_batch(digits):
@@ -147,7 +167,7 @@ def train(d, steps=3):
     network = build(d.in_shape, d.classes, 100_000, 4, 0.8, 0.1)
     objective = TripletHinge.__new__(TripletHinge)
     torch.manual_seed(1)
-    objective.margin, objective.attraction, objective.bf16 = 1.0, 1.0, False
+    objective.margin, objective.both, objective.bf16 = 1.0, False, False
     objective.encoder = nn.Sequential(nn.Flatten(), nn.Linear(784, 8)).requires_grad_(False)
     schedule = Schedule(steps, 40, steps, {"_target_": "torch.optim.SGD", "lr": 0.05, "momentum": 0.9})
     module = Training(network, d, objective, schedule, 0, "fp32")
@@ -168,7 +188,6 @@ def train(d, steps=3):
         ({"digit": -1}, r"data\.digit=-1"),
         ({"patches": -1}, r"data\.patches=-1"),
         ({"images": 1}, r"data\.images=1"),
-        ({"random_crops": 0}, r"data\.random_crops=0"),
         ({"shift_std_px": -1.0}, r"data\.shift_std_px=-1"),
         ({"images": 61}, r"data\.images=61: MNIST has 60 training digits of class 3"),
         ({"box": "tight"}, r"unknown data\.box='tight': choose square or ink"),
@@ -181,10 +200,9 @@ def test_data_that_cannot_be_drawn_are_refused_in_one_line(digits, change, said)
 
 def test_a_smaller_batch_is_a_random_part_of_the_images(digits):
     d = data(shift_std_px=0.0)
-    u, index = d.batch(15, seeded(1))
-    assert len(set(index.tolist())) == 15
-    assert torch.equal(u, d.images[index].float() / 255)
-    assert not torch.equal(index, d.batch(15, seeded(2))[1])
+    some = which(d.batch(15, seeded(1))[0], d)
+    assert len(set(some)) == 15
+    assert some != which(d.batch(15, seeded(2))[0], d)
 
 
 def test_a_batch_of_more_than_all_images_is_refused(digits):
@@ -226,44 +244,40 @@ def test_no_window_leaves_the_image_whatever_the_weights():
 # --- loss and measure
 
 
-@pytest.mark.parametrize(("k", "attraction"), [(1, 1.0), (3, 1.0), (3, 0.7)])
-def test_the_loss_is_the_hinge_over_all_pairs_and_random_crops(k, attraction):
+@pytest.mark.parametrize("both", [False, True])
+def test_the_loss_is_the_hinge_over_all_pairs(both):
     rng = np.random.default_rng(0)
-    crop, random = rng.normal(size=(6, 4)), rng.normal(size=(6, k, 4))
+    crop, random = rng.normal(size=(6, 4)), rng.normal(size=(6, 4))
     hinges = [
-        max(0.0, attraction * ((crop[n] - crop[m]) ** 2).sum() - ((crop[n] - random[n, i]) ** 2).sum() + 1.5)
+        max(0.0, ((crop[n] - crop[m]) ** 2).sum() - ((crop[n] - random[n]) ** 2).sum() + 1.5)
         for n, m in permutations(range(6), 2)
-        for i in range(k)
     ]
-    assert 0 < sum(h == 0 for h in hinges) < 30 * k  # both sides of the hinge are met
-    loss = triplet_hinge(torch.tensor(crop), torch.tensor(random), 1.5, attraction)
+    assert 0 < sum(h == 0 for h in hinges) < 30  # both sides of the hinge are met
+    loss = triplet_hinge(torch.tensor(crop), torch.tensor(random), 1.5, both)
     assert loss.item() == pytest.approx(np.mean(hinges))
 
 
-@pytest.mark.parametrize("a", [1.0, 0.25])
-def test_the_gradient_draws_crops_together_and_off_random_ones(a):
-    """By hand, where every hinge is active: the mean over m of 2 a (e_n - e_m) - 2 (e_n - e_rand), over n pairs."""
+@pytest.mark.parametrize(("both", "pull"), [(False, 2), (True, 4)])
+def test_the_gradient_draws_crops_together_and_off_random_ones(both, pull):
+    """By hand, where every hinge is active: the mean over m of 2 or 4 (e_n - e_m) - 2 (e_n - e_rand), over n pairs."""
     generator = seeded()
-    crop, random = torch.randn(5, 3, generator=generator, requires_grad=True), torch.randn(5, 2, 3, generator=generator)
-    triplet_hinge(crop, random, 1e3, a).backward()
+    crop, random = torch.randn(5, 3, generator=generator, requires_grad=True), torch.randn(5, 3, generator=generator)
+    triplet_hinge(crop, random, 1e3, both).backward()
     for n in range(5):
         others = (crop.sum(0) - crop[n]) / 4
-        expected = 2 * a * (crop[n] - others) - 2 * (crop[n] - random[n].mean(0))
+        expected = pull * (crop[n] - others) - 2 * (crop[n] - random[n])
         assert torch.allclose(crop.grad[n], expected.detach() / 5, atol=1e-5)
 
 
-def test_the_loss_compares_a_crop_with_random_crops_of_its_image(digits):
-    d = data(images=40, random_crops=3, shift_std_px=0.0)
+def test_the_loss_compares_a_crop_with_a_random_crop_of_its_image(digits):
+    d = data(shift_std_px=0.0)
     network = build(d.in_shape, 1, 100_000, 4, 1 / 3, 0.1)  # before training: 28 px in the middle
     objective = TripletHinge.__new__(TripletHinge)
-    objective.margin, objective.attraction, objective.bf16, objective.encoder = 1.0, 0.5, False, nn.Flatten()
-    objective.prepare(d)
-    whole = d.batch(40, seeded())
-    for u, index in (whole, tuple(part[10:20] for part in whole)):  # a device's share of a batch
-        random = torch.stack([crops.flatten(1) for crops in d.crops()], dim=1)[index]
-        loss, _ = objective.loss(network, (u, index))
-        middle = u[..., 28:56, 28:56].flatten(1)
-        assert loss.item() == pytest.approx(triplet_hinge(middle, random, 1.0, 0.5).item(), rel=1e-3)
+    objective.margin, objective.both, objective.bf16, objective.encoder = 1.0, False, False, nn.Flatten()
+    u, crops = d.batch(40, seeded())
+    loss, _ = objective.loss(network, (u, crops))
+    middle = u[..., 28:56, 28:56].flatten(1)
+    assert loss.item() == pytest.approx(triplet_hinge(middle, crops.flatten(1), 1.0, False).item(), rel=1e-3)
 
 
 def test_a_window_of_scale_s_covers_a_square_of_s_times_the_image():
@@ -297,24 +311,19 @@ def test_accuracy_is_the_share_of_windows_with_iou_above_half():
 # --- the encoder's record
 
 
-def test_the_kept_encoder_is_the_cnn_of_table_1_and_frozen():
-    classifier = zoo.load(ENCODER).network
+def test_the_kept_encoder_gives_its_three_layers_and_is_frozen():
+    recorded = zoo.load(ENCODER)
     digits = torch.rand(5, 1, 28, 28)
-    encoder = Encoder(classifier, digits)
-    assert encoder(digits).shape[1] == sum(h.shape[1] for h in encoder.layers(digits))
-    assert torch.allclose(encoder.layers(digits)[2], classifier(digits), atol=1e-4)  # scores without softmax
-    apart = encoder(digits) - encoder(torch.zeros(1, 1, 28, 28))
-    assert apart.square().sum(1).mean().item() == pytest.approx(1, abs=1e-4)  # as far from nothing as the margin
+    encoder = Encoder(recorded.network)
+    encoding = encoder(digits)
+    assert torch.allclose(encoding[:, -10:], recorded.network(digits), atol=1e-4)  # scores without softmax
+    layers = [m for m in recorded.network.modules() if isinstance(m, nn.ReLU)]
+    seen = []
+    for layer in layers:
+        layer.register_forward_hook(lambda _, __, output: seen.append(output.flatten(1)))
+    recorded.network(digits)
+    assert torch.allclose(encoding[:, :-10], torch.cat(seen, dim=1), atol=1e-4)  # the two hidden layers as they come
     assert not any(p.requires_grad for p in encoder.parameters())
-
-
-def test_every_unit_of_the_encoding_counts_alike():
-    digits = torch.rand(5, 1, 28, 28)
-    encoder = Encoder(zoo.load(ENCODER).network, digits)
-    apart = encoder(digits) - encoder(torch.zeros(1, 1, 28, 28))
-    parts = apart.split([h.shape[1] for h in encoder.layers(digits)], dim=1)
-    assert len(parts) == 3
-    assert [part.square().mean().item() for part in parts] == pytest.approx([1 / apart.shape[1]] * 3, rel=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -327,4 +336,9 @@ def test_every_unit_of_the_encoding_counts_alike():
 )
 def test_a_missing_and_a_foreign_encoder_are_one_clear_line(digits, tmp_path, name, said):
     with pytest.raises((ValueError, OSError), match=rf"^{said}$"):
-        TripletHinge(name, 1.0, 1.0, "fp32", tmp_path, "nowhere")
+        TripletHinge(name, 1.0, "one", "fp32", tmp_path)
+
+
+def test_another_gradient_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"^unknown objective\.gradient='none': choose one or both$"):
+        TripletHinge(ENCODER, 1.0, "none", "fp32", tmp_path)

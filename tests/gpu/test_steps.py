@@ -217,7 +217,6 @@ def test_the_memory_of_a_step_is_stated(device, experiment, capsys, monkeypatch)
     digits = torch.randint(0, 256, (1200, 28, 28), dtype=torch.uint8), torch.arange(1200) % 10
     for module in ("mnist", "voxel", "colocalisation"):
         monkeypatch.setattr(f"stn.experiments.datasets.{module}.load_digits", lambda root, split: digits)
-    monkeypatch.setattr("stn.experiments.training.colocalisation.load_digits", lambda root, split: digits)
     if device.type == "cpu" and experiment not in (
         "mnist_st_fcn_tps",
         "svhn_single",
