@@ -335,7 +335,7 @@ def forward_backward(network: nn.Module, u: Tensor, label: Tensor) -> None:
 
 def bench_cells(cells: int = 5) -> None:
     """The batch: `cells` localisation networks under vmap, all their crops through the encoder at once."""
-    where = {"precision": PRECISION, "runs": ROOT / "runs"}
+    where = {"precision": PRECISION, "runs": ROOT / "runs", "data_root": ROOT / "data"}
     objective: TripletHinge = build.objective(group("objective/colocalisation"), **where)
     n = group("schedule/colocalisation")["schedule"]["batch_size"]
     images, random, networks = [], [], []
@@ -352,7 +352,7 @@ def bench_cells(cells: int = 5) -> None:
         return torch.func.functional_call(networks[0], (params, buffers), (u,))
 
     def loss(encoding: Tensor, random: Tensor) -> Tensor:
-        return triplet_hinge(encoding, random, objective.margin, objective.both)
+        return triplet_hinge(encoding, random, objective.margin, objective.both, objective.attraction)
 
     def one_after_the_other() -> None:
         for network, u, crops in zip(networks, images, random, strict=True):

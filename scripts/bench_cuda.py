@@ -74,7 +74,9 @@ class Row:
             if p.dim() == 4:
                 p.data = p.data.to(memory_format=torch.channels_last)
         self.precision = pick_precision("auto", network, device)
-        self.objective = build.objective(config["objective"], precision=self.precision, runs=ROOT / "runs")
+        self.objective = build.objective(
+            config["objective"], precision=self.precision, runs=ROOT / "runs", data_root=ROOT / "data"
+        )
         self.data.to(device)
         self.objective.prepare(self.data)
         self.schedule = schedule_of(config)

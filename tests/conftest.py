@@ -11,7 +11,7 @@ import torch
 
 # what a machine without a network may lack (scripts/bundle.py): a file that imports one of them is left out there
 LACKING = [name for name in ("albumentations", "onnxscript", "scipy", "wandb", "yaml") if find_spec(name) is None]
-READERS = ("datasets.mnist", "datasets.voxel", "datasets.colocalisation")  # of digits
+READERS = ("datasets.mnist", "datasets.voxel", "datasets.colocalisation", "training.colocalisation")  # of digits
 IMPORTS = re.compile(rf"^(from|import) (fake_)?({'|'.join(LACKING) or '-'})\b", re.MULTILINE)
 
 

@@ -97,7 +97,7 @@ def ensure(config: Mapping[str, Any], root: str | Path) -> None:
 def check_objective(config: Mapping[str, Any]) -> None:
     """Raise ValueError unless an objective of a config's name takes its keys."""
     _, kind = _find("objective", config)
-    _settings("objective", config, kind, {"precision", "runs"})
+    _settings("objective", config, kind, {"precision", "runs", "data_root"})
 
 
 def objective(config: Mapping[str, Any], **where: Any) -> Any:

@@ -27,6 +27,8 @@ LATER: dict[str, Any] = {
     "model.windows": "learnt",
     "model.first": "tiles",
     "model.localisation_norm": False,
+    "objective.attraction": 1,
+    "objective.layers": "raw",
     "schedule.ema": None,
 }
 

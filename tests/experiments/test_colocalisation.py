@@ -167,7 +167,7 @@ def train(d, steps=3):
     network = build(d.in_shape, d.classes, 100_000, 4, 0.8, 0.1)
     objective = TripletHinge.__new__(TripletHinge)
     torch.manual_seed(1)
-    objective.margin, objective.both, objective.bf16 = 1.0, False, False
+    objective.margin, objective.both, objective.attraction, objective.bf16 = 1.0, False, 1.0, False
     objective.encoder = nn.Sequential(nn.Flatten(), nn.Linear(784, 8)).requires_grad_(False)
     schedule = Schedule(steps, 40, steps, {"_target_": "torch.optim.SGD", "lr": 0.05, "momentum": 0.9})
     module = Training(network, d, objective, schedule, 0, "fp32")
@@ -244,16 +244,16 @@ def test_no_window_leaves_the_image_whatever_the_weights():
 # --- loss and measure
 
 
-@pytest.mark.parametrize("both", [False, True])
-def test_the_loss_is_the_hinge_over_all_pairs(both):
+@pytest.mark.parametrize(("both", "attraction"), [(False, 1.0), (True, 1.0), (False, 0.7)])
+def test_the_loss_is_the_hinge_over_all_pairs(both, attraction):
     rng = np.random.default_rng(0)
     crop, random = rng.normal(size=(6, 4)), rng.normal(size=(6, 4))
     hinges = [
-        max(0.0, ((crop[n] - crop[m]) ** 2).sum() - ((crop[n] - random[n]) ** 2).sum() + 1.5)
+        max(0.0, attraction * ((crop[n] - crop[m]) ** 2).sum() - ((crop[n] - random[n]) ** 2).sum() + 1.5)
         for n, m in permutations(range(6), 2)
     ]
     assert 0 < sum(h == 0 for h in hinges) < 30  # both sides of the hinge are met
-    loss = triplet_hinge(torch.tensor(crop), torch.tensor(random), 1.5, both)
+    loss = triplet_hinge(torch.tensor(crop), torch.tensor(random), 1.5, both, attraction)
     assert loss.item() == pytest.approx(np.mean(hinges))
 
 
@@ -273,11 +273,12 @@ def test_the_loss_compares_a_crop_with_a_random_crop_of_its_image(digits):
     d = data(shift_std_px=0.0)
     network = build(d.in_shape, 1, 100_000, 4, 1 / 3, 0.1)  # before training: 28 px in the middle
     objective = TripletHinge.__new__(TripletHinge)
-    objective.margin, objective.both, objective.bf16, objective.encoder = 1.0, False, False, nn.Flatten()
+    objective.margin, objective.both, objective.attraction, objective.bf16 = 1.0, False, 0.5, False
+    objective.encoder = nn.Flatten()
     u, crops = d.batch(40, seeded())
     loss, _ = objective.loss(network, (u, crops))
     middle = u[..., 28:56, 28:56].flatten(1)
-    assert loss.item() == pytest.approx(triplet_hinge(middle, crops.flatten(1), 1.0, False).item(), rel=1e-3)
+    assert loss.item() == pytest.approx(triplet_hinge(middle, crops.flatten(1), 1.0, False, 0.5).item(), rel=1e-3)
 
 
 def test_a_window_of_scale_s_covers_a_square_of_s_times_the_image():
@@ -326,6 +327,17 @@ def test_the_kept_encoder_gives_its_three_layers_and_is_frozen():
     assert not any(p.requires_grad for p in encoder.parameters())
 
 
+def test_scaled_layers_put_a_digit_a_margin_from_nothing_and_let_units_count_alike():
+    encoder, digits = Encoder(zoo.load(ENCODER).network), torch.rand(5, 1, 28, 28)
+    raw = encoder(digits)
+    encoder.fit(digits)
+    apart = encoder(digits) - encoder(torch.zeros(1, 1, 28, 28))
+    assert apart.square().sum(1).mean().item() == pytest.approx(1, abs=1e-4)
+    parts = apart.split([h.shape[1] for h in encoder.layers(digits)], dim=1)
+    assert [part.square().mean().item() for part in parts] == pytest.approx([1 / apart.shape[1]] * 3, rel=1e-4)
+    assert torch.allclose(encoder(digits)[:, 0] * encoder.scale[0], raw[:, 0], atol=1e-4)
+
+
 @pytest.mark.parametrize(
     ("name", "said"),
     [
@@ -336,9 +348,16 @@ def test_the_kept_encoder_gives_its_three_layers_and_is_frozen():
 )
 def test_a_missing_and_a_foreign_encoder_are_one_clear_line(digits, tmp_path, name, said):
     with pytest.raises((ValueError, OSError), match=rf"^{said}$"):
-        TripletHinge(name, 1.0, "one", "fp32", tmp_path)
+        TripletHinge(name, 1.0, "one", 1.0, "raw", "fp32", tmp_path, "nowhere")
 
 
-def test_another_gradient_is_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"^unknown objective\.gradient='none': choose one or both$"):
-        TripletHinge(ENCODER, 1.0, "none", "fp32", tmp_path)
+@pytest.mark.parametrize(
+    ("gradient", "layers", "said"),
+    [
+        ("none", "raw", r"unknown objective\.gradient='none': choose one or both"),
+        ("one", "last", r"unknown objective\.layers='last': choose raw or scaled"),
+    ],
+)
+def test_another_gradient_and_other_layers_are_refused(tmp_path, gradient, layers, said):
+    with pytest.raises(ValueError, match=rf"^{said}$"):
+        TripletHinge(ENCODER, 1.0, gradient, 1.0, layers, "fp32", tmp_path, "nowhere")

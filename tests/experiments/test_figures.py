@@ -12,7 +12,7 @@ from PIL import Image
 
 from stn.experiments import draw
 from stn.experiments.command import ROOT
-from stn.experiments.figures import Untrained, digits, films, house_numbers, studies
+from stn.experiments.figures import Untrained, colocalisation, digits, films, house_numbers, studies
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 NOWHERE = Path("no-such-folder")
@@ -63,7 +63,7 @@ def test_a_film_has_a_frame_for_the_start_and_each_block(script, monkeypatch, tm
     monkeypatch.chdir(ROOT)
     seen, data = films.train(("experiment=coloc_t", "data.digit=8", "schedule.steps=40"), 2)
     assert sorted(seen) == [0, 10, 20, 30, 40]
-    assert torch.allclose(seen[0].theta, torch.tensor([[0.5, 0, 0]] * 2))
+    assert torch.allclose(seen[0].theta, torch.tensor([[0.36, 0, 0]] * 2))
     assert not torch.allclose(seen[20].theta, seen[10].theta)
     row = films.boxes(seen[20], data.boxes)
     assert len(row) == 2
@@ -73,6 +73,15 @@ def test_a_film_has_a_frame_for_the_start_and_each_block(script, monkeypatch, tm
     path = script["save"](films.film(seen, lambda warp: draw.stack([films.boxes(warp, data.boxes)])), tmp_path / "film")
     with Image.open(path) as film:
         assert film.n_frames == 5
+
+
+def test_the_loss_by_scale_is_that_of_the_windows_it_says():
+    one, together, nothing = colocalisation.by_scale(torch.nn.Flatten(), 1)
+    common = colocalisation.SCALES.index(pytest.approx(colocalisation.COMMON))
+    assert one[common] == pytest.approx(together[common], rel=1e-4)  # there all windows have the common scale
+    assert one[-1] > one[common]  # a crop of another size is further off the others
+    assert one[-1] != pytest.approx(together[-1], rel=0.05)
+    assert 0 < nothing < 1  # the margin, where I^rand is on nothing as well
 
 
 def test_each_error_of_a_study_has_a_mark_of_its_own(monkeypatch):

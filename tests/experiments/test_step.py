@@ -49,7 +49,7 @@ def module(experiment: str, *overrides: str) -> Training:
     torch.manual_seed(0)
     data = build.data_set(config["data"], ROOT / "data")
     network = build.network(config["model"], data.in_shape, data.classes)
-    objective = build.objective(config["objective"], precision="fp32", runs=ROOT / "runs")
+    objective = build.objective(config["objective"], precision="fp32", runs=ROOT / "runs", data_root=ROOT / "data")
     objective.prepare(data)
     return Training(network, data, objective, schedule_of(config), 0, "fp32")
 

@@ -36,7 +36,9 @@ def training(experiment: str, device: torch.device, *overrides: str, precision: 
     torch.manual_seed(0)
     data = build.data_set(config["data"], ROOT / "data")
     network = build.network(config["model"], data.in_shape, data.classes)
-    objective = build.objective(config["objective"], precision=precision, runs=ROOT / "runs")
+    objective = build.objective(
+        config["objective"], precision=precision, runs=ROOT / "runs", data_root=config["data"].get("root")
+    )
     return Training(network, data, objective, schedule_of(config), config["seed"], precision, **how)
 
 

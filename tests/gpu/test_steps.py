@@ -197,7 +197,7 @@ def peak(experiment, device):
     else:
         data = build.data_set(config["data"], ROOT / "data")
         shape, classes = data.in_shape, data.classes
-        objective = build.objective(config["objective"], precision="fp32", runs=ROOT / "runs")
+        objective = build.objective(config["objective"], precision="fp32", runs=ROOT / "runs", data_root=ROOT / "data")
         data.to(device)
         objective.prepare(data)
         draw = lambda g: data.batch(n if first != "coloc" else len(data.images), g)  # noqa: E731
@@ -217,6 +217,7 @@ def test_the_memory_of_a_step_is_stated(device, experiment, capsys, monkeypatch)
     digits = torch.randint(0, 256, (1200, 28, 28), dtype=torch.uint8), torch.arange(1200) % 10
     for module in ("mnist", "voxel", "colocalisation"):
         monkeypatch.setattr(f"stn.experiments.datasets.{module}.load_digits", lambda root, split: digits)
+    monkeypatch.setattr("stn.experiments.training.colocalisation.load_digits", lambda root, split: digits)
     if device.type == "cpu" and experiment not in (
         "mnist_st_fcn_tps",
         "svhn_single",

@@ -24,9 +24,9 @@ from stn.experiments.training.run import build_training
 from stn.transformer import Warp
 
 FRAMES = 45
-FIGURE_4 = (0, 60, 180, 300, 1500)  # SGD steps of the strip
+FIGURE_4 = (0, 20, 60, 180, 300)  # SGD steps of the strip
 COLOCALISATION = ("experiment=coloc_tc", "data.digit=8")
-RTS = ("experiment=mnist_st_fcn_affine", "data/distortion=rts", "schedule=fast_sgd")
+RTS = ("experiment=mnist_st_fcn_affine", "data/distortion=rts", "schedule=quick")
 
 
 class Watch(pl.Callback):

@@ -76,6 +76,7 @@ GROUPS = {  # keys of the groups; names, and what depends on them, are looked up
     "model.last": or_null(TEXT),
     "model.localisation_norm": FLAG,
     "objective.encoder": TEXT,
+    "objective.attraction": number(0, 1e6),
     "objective.margin": number(0, 1e6),
 } | {f"schedule.{key}": rule for key, rule in RULES.items()}
 

@@ -11,9 +11,11 @@ from stn.experiments import zoo
 from stn.experiments.command import ROOT
 from stn.experiments.datasets import DIGIT_PX
 from stn.experiments.datasets.colocalisation import Boxes, CommonDigit
+from stn.experiments.datasets.mnist import load_digits
 from stn.transformer import trace
 
 Crops = Float[Tensor, "b 1 28 28"]
+DIGITS = 1000  # that scale the encoder's layers
 TRAIN = "experiment=mnist_cnn data/distortion=r schedule=fast schedule.steps=30000"  # the encoder of conf/objective
 REVISION = 2  # raise it when a change alters the loss or a metric
 
@@ -21,7 +23,7 @@ REVISION = 2  # raise it when a change alters the loss or a metric
 class TripletHinge:
     """The triplet hinge loss of A.2, with the mean over all pairs in place of their sum; `accuracy` in percent.
 
-    loss = mean over n != m of max(0, |e(I_n^T) - e(I_m^T)|^2 - |e(I_n^T) - e(I_n^rand)|^2 + margin); I^T is what the
+    loss = mean over n != m of max(0, a |e(I_n^T) - e(I_m^T)|^2 - |e(I_n^T) - e(I_n^rand)|^2 + margin); I^T is what the
     network cuts out of I, I^rand a crop of 28 x 28 px at a random place of I, drawn anew in every step.
     accuracy = how many windows overlap the digit's box with IoU > 0.5.
 
@@ -29,14 +31,27 @@ class TripletHinge:
     fixed.  At both, windows on digits are drawn to those that are on nothing yet, and all end up on nothing, where the
     loss is lowest (docs/findings.md).
 
-    `encoder` names the run whose CNN is e, below `runs` or among the kept ones.
-    Raises ValueError where that is no digit CNN for 28 x 28 px, and for another gradient.
+    a is `attraction`, 1 in A.2.  `encoder` names the run whose CNN is e, below `runs` or among the kept ones; with
+    `layers` "scaled" its layers are scaled by the training digits below `data_root`, with "raw" they are as they come.
+    Raises ValueError where that is no digit CNN for 28 x 28 px, and for another gradient or other layers.
     """
 
-    def __init__(self, encoder: str, margin: float, gradient: str, precision: str, runs: str | Path):
+    def __init__(
+        self,
+        encoder: str,
+        margin: float,
+        gradient: str,
+        attraction: float,
+        layers: str,
+        precision: str,
+        runs: str | Path,
+        data_root: str | Path,
+    ):
         if gradient not in ("one", "both"):
             raise ValueError(f"unknown objective.gradient={gradient!r}: choose one or both")
-        self.margin = margin
+        if layers not in ("raw", "scaled"):
+            raise ValueError(f"unknown objective.layers={layers!r}: choose raw or scaled")
+        self.margin, self.attraction = margin, attraction
         self.both = gradient == "both"
         self.bf16 = precision == "bf16"
         recorded = zoo.load(encoder, ROOT, Path(runs))
@@ -48,6 +63,8 @@ class TripletHinge:
         if recorded.id != encoder:  # a shortened name would be another identity
             raise ValueError(f"objective.encoder={encoder} has to be a whole name: {recorded.id}")
         self.encoder, self.sha256 = Encoder(recorded.network), recorded.sha256
+        if layers == "scaled":
+            self.encoder.fit(load_digits(data_root, "train")[0][:DIGITS, None].float() / 255)
 
     def prepare(self, data: CommonDigit) -> None:
         """The encoder to where the images are."""
@@ -60,7 +77,7 @@ class TripletHinge:
             encoding = self.encoder(crop)
             with torch.no_grad():
                 nowhere = self.encoder(random)
-        return triplet_hinge(encoding, nowhere, self.margin, self.both), {}
+        return triplet_hinge(encoding, nowhere, self.margin, self.both, self.attraction), {}
 
     def test(self, network: nn.Module, batch: tuple[Tensor, Boxes]) -> dict[str, Tensor]:
         u, box = batch
@@ -77,16 +94,16 @@ class TripletHinge:
 
 
 def triplet_hinge(
-    crop: Float[Tensor, "b f"], random: Float[Tensor, "b f"], margin: float, both: bool
+    crop: Float[Tensor, "b f"], random: Float[Tensor, "b f"], margin: float, both: bool, attraction: float = 1.0
 ) -> Float[Tensor, ""]:
     """The mean of A.2's hinge over the ordered pairs n != m of a batch, from the crops' encodings.
 
-    max(0, |e_n - e_m|^2 - |e_n - e_n^rand|^2 + margin), with the gradient in e_m only where `both` is set.
+    max(0, attraction |e_n - e_m|^2 - |e_n - e_n^rand|^2 + margin), with the gradient in e_m only where `both` is set.
     """
     other = crop if both else crop.detach()
     apart = crop.square().sum(1)[:, None] + other.square().sum(1) - 2 * crop @ other.T  # |e_n - e_m|^2
     to_random = (crop - random).square().sum(1)  # |e_n - e_n^rand|^2
-    hinge = (apart - to_random[:, None] + margin).clamp(min=0)
+    hinge = (attraction * apart - to_random[:, None] + margin).clamp(min=0)
     n = len(crop)
     return (hinge.sum() - hinge.diagonal().sum()) / (n * (n - 1))
 
@@ -106,14 +123,30 @@ def iou(a: Boxes, b: Boxes) -> Float[Tensor, " b"]:
 class Encoder(nn.Module):
     """e of A.2: the activations of the two hidden layers and the class scores of a digit CNN, frozen, side by side."""
 
+    scale: Tensor
+
     def __init__(self, classifier: nn.Module):
         super().__init__()
         features: Any
         features, self.scores = classifier.children()
         self.first, self.second = features[:3], features[3:6]
+        self.register_buffer("scale", torch.ones(3))
         self.requires_grad_(False).eval().to(memory_format=torch.channels_last)  # a step of it is a fifth faster
 
-    def forward(self, crop: Crops) -> Float[Tensor, "b f"]:
+    def fit(self, digits: Crops) -> None:
+        """Divide layer k by r_k sqrt(N), with N units in all and r_k the root mean square of h_k(I) - h_k(0).
+
+        Every unit then counts alike, and a digit is at a squared distance of about 1 from nothing.
+        """
+        answers, nothing = self.layers(digits), self.layers(torch.zeros_like(digits[:1]))
+        r = [(h - h0).square().mean().sqrt() for h, h0 in zip(answers, nothing, strict=True)]
+        self.scale = torch.stack(r) * sum(h.shape[1] for h in answers) ** 0.5
+
+    def layers(self, crop: Crops) -> list[Float[Tensor, "b f"]]:
+        """The activations of the two hidden layers, and the class scores."""
         first = self.first(crop)
         second = self.second(first)
-        return torch.cat([h.flatten(1).float() for h in (first, second, self.scores(second.flatten(1)))], dim=1)
+        return [h.flatten(1).float() for h in (first, second, self.scores(second.flatten(1)))]
+
+    def forward(self, crop: Crops) -> Float[Tensor, "b f"]:
+        return torch.cat([h / scale for h, scale in zip(self.layers(crop), self.scale, strict=True)], dim=1)

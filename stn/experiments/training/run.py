@@ -39,7 +39,9 @@ def build_training(config: dict[str, Any]) -> Training:
     data = build.data_set(config["data"], config["data"]["root"])
     network = build.network(config["model"], data.in_shape, data.classes)
     precision = environment.pick_precision(config["precision"], network, environment.pick_device(config["device"]))
-    objective = build.objective(config["objective"], precision=precision, runs=config["runs_dir"])
+    objective = build.objective(
+        config["objective"], precision=precision, runs=config["runs_dir"], data_root=config["data"]["root"]
+    )
     how = config["accumulate"], config["capture"], config["compile"]
     return Training(network, data, objective, schedule_of(config), config["seed"], precision, *how)
 
