@@ -63,7 +63,7 @@ reproduce-table4: data ## Table 4: MNIST addition, likewise
 
 reproduce-table5: SCHEDULE =
 reproduce-table5: COLUMN = data.digit
-reproduce-table5: data ## Table 5, likewise: co-localisation, 40 cells of half a minute each with a schedule of its own
+reproduce-table5: data ## Table 5, likewise: co-localisation, 50 cells of half a minute each with a schedule of its own
 
 reproduce-3d: SCHEDULE = fast_3d
 reproduce-3d: data ## 3D MNIST (A.3, Figure 5), likewise; SCHEDULE is fast_3d unless given

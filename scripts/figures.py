@@ -1,7 +1,7 @@
 """Draw the figures of README and docs into docs/figures: all of them, or those that are named.
 
 Most show trained networks: the longest-trained of your own runs below runs/ and of results/weights.  Figure 4 and the
-films train two networks anew, which takes two minutes.
+films train two networks anew, which takes a minute.
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """Figure 4, and films of how spatial transformers learn, as in the authors' video.
 
-The networks are trained here anew, as the recorded runs of seed 0; about two minutes of one core in all.
+The networks are trained here anew, as a run of seed 0; about a minute of one core in all.
 """
 
 from collections.abc import Callable
