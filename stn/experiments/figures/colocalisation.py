@@ -60,7 +60,8 @@ def loss_by_scale(runs: Path) -> Image.Image:
     name = read_yaml(ROOT / "conf/objective/colocalisation.yaml")["encoder"]
     encoder = Encoder(zoo.load(name, ROOT, runs).network)
     found = [by_scale(encoder, digit) for digit in range(10)]
-    pen, top, bottom = Pen(HEIGHT), 2.5 * LINE, HEIGHT - 2.5 * LINE
+    pen = Pen(HEIGHT)
+    top, bottom = 2.5 * LINE, HEIGHT - 2.5 * LINE
 
     def x(scale: float) -> float:
         return LEFT + (W - LEFT - SIDE) * (scale - SCALES[0]) / (SCALES[-1] - SCALES[0])
@@ -71,14 +72,14 @@ def loss_by_scale(runs: Path) -> Image.Image:
     for tick in (1, 10, 100, 1000):
         pen.line(LEFT, y(tick), W - SIDE, y(tick), RULE, 1)
         pen.text(LEFT - 8, y(tick), f"{tick:,}", "rm")
-    for tick in (0.3, 0.4, 0.5, 0.6):
-        pen.text(x(tick), bottom + 18, f"{tick:g}", "mm")
+    for scale in (0.3, 0.4, 0.5, 0.6):
+        pen.text(x(scale), bottom + 18, f"{scale:g}", "mm")
     for scale in PASSES:
         pen.line(x(max(scale, SCALES[0])), top, x(max(scale, SCALES[0])), bottom, RULE, 2)
     pen.text(W / 2, bottom + 48, "scale of the window", "mm")
     legend = ("one window, the others at 0.36", "all windows", "all on nothing")
     for i, words in enumerate(legend):
-        at = (16, 16 + i * LINE) if i < 2 else (W / 2 + 40, 16)
+        at = (16.0, 16.0 + i * LINE) if i < 2 else (W / 2 + 40, 16.0)
         pen.line(at[0], at[1], at[0] + 24, at[1], COLOURS[1 + i], 3)
         pen.text(at[0] + 32, at[1], words)
     for one, together, nothing in found:
