@@ -69,7 +69,7 @@ reproduce-3d: SCHEDULE = fast_3d
 reproduce-3d: COLUMN = data.thickness_px
 reproduce-3d: data ## 3D MNIST (A.3, Figure 5), likewise; SCHEDULE is fast_3d unless given
 
-reproduce-uses: SCHEDULE = fast_sgd
+reproduce-uses: SCHEDULE = quick
 reproduce-uses: data ## theta fed forward, in series, another size, recurrent, on RTS (docs/uses.md)
 
 reproduce-pooled: SCHEDULE = fast_sgd

@@ -34,7 +34,7 @@ PAPER = ("table1", "table4")
 DEFAULT: dict[str, tuple[str | None, list[str], str]] = {  # table: its schedule (None: each row's own), words of every
     # cell, and the folder of data that it needs
     "pooled": ("fast_sgd", [], "mnist"),
-    "uses": ("fast_sgd", [], "mnist"),
+    "uses": ("quick", [], "mnist"),
     "table5": (None, [], "mnist"),
     "3d": ("fast_3d", [], "mnist"),
     "table2": ("svhn_small", ["data=svhn_rendered"], "svhn_rendered"),

@@ -14,8 +14,8 @@ def gpus_of_a_job() -> int:
 
 
 def by(key: str, values: Mapping[str, Any]) -> Any:
-    """The one of `values` that stands at `key`: what differs by classifier, in one line of a schedule."""
-    return values[key]
+    """The one of `values` that stands at `key`, or at "else": what differs by classifier, in one line of a schedule."""
+    return values[key] if key in values else values["else"]
 
 
 def register() -> None:

@@ -26,7 +26,7 @@ from stn.transformer import Warp
 FRAMES = 45
 FIGURE_4 = (0, 60, 180, 300, 1500)  # SGD steps of the strip
 COLOCALISATION = ("experiment=coloc_tc", "data.digit=8")
-RTS = ("experiment=mnist_st_fcn_affine", "data/distortion=rts", "schedule=fast_sgd")
+RTS = ("experiment=mnist_st_fcn_affine", "data/distortion=rts", "schedule=quick")
 
 
 class Watch(pl.Callback):
