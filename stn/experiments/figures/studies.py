@@ -28,6 +28,7 @@ SHOWN = {  # the options of a picture of training examples
     "TC, over": ("tc", {"overlap": "overwrite"}),
     "no blank": ("tc", {"blank": False}),
 }
+PAPER = "the paper's test error"
 
 
 def options(runs: Path, columns: int = 6) -> Image.Image:
@@ -94,10 +95,10 @@ def errors(runs: Path, study: str) -> Image.Image:
         place += 14 + pen.text(place + 14, y, what.values[value]) + 34
         if i + 1 < len(used) and place + 14 + pen.font.getlength(what.values[used[i + 1]]) / FINE > W:
             place, y = 16.0, y + LINE
-    if place + 120 > W:
+    if place + 14 + pen.font.getlength(PAPER) / FINE > W:
         place, y = 16.0, y + LINE
     pen.line(place, y - 9, place, y + 9, INK, 4)
-    pen.text(place + 12, y, "the paper's test error")
+    pen.text(place + 12, y, PAPER)
     y = top
     for row, cells in rows.items():
         pen.text(8, y + LINE / 2, f"{studies.named(row, len(what.distortions) > 1)}, {row[3]:,} steps of {row[4]}")

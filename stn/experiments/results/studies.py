@@ -15,8 +15,8 @@ from stn.experiments.results.records import Record
 from stn.experiments.yaml_files import read_yaml
 
 Row = tuple[str, str, int | None, int, int]  # experiment, distortion, width unless that is the option, steps, batch
-ORDER = ("mnist_fcn", "mnist_cnn", "mnist_st_fcn_affine", "mnist_st_fcn_tps", "mnist_st_cnn_affine", "mnist_st_cnn_tps",
-         "addition_fcn", "addition_st_fcn_affine")  # fmt: skip
+ORDER = ("mnist_fcn", "mnist_cnn", "mnist_st_fcn_affine", "mnist_st_fcn_projective", "mnist_st_fcn_tps",
+         "mnist_st_cnn_affine", "mnist_st_cnn_tps", "addition_fcn", "addition_st_fcn_affine")  # fmt: skip
 
 
 @dataclass(frozen=True)
