@@ -28,8 +28,7 @@ def main() -> None:
     damaged: list[str] = []
     own = records.read_runs(runs, damaged, smoke)
     ids = {record["id"] for record in own}
-    kept = [] if smoke else records.read_kept(ROOT / "results", damaged=damaged)
-    found = own + [record for record in kept if record["id"] not in ids]
+    found = own if smoke else records.and_kept(own, ROOT / "results", damaged)
     console, shown = Console(), 0
     for block, schedule, budget in tables.blocks(table, found):
         if options.schedule in (None, schedule):

@@ -16,6 +16,7 @@ from stn.experiments.results.curves import COLOURS, Number, ticks
 W, SIDE, BOTTOM, LINE, LANE = 720, 24, 62, 28, 15  # px: the picture, its margins, a line of text, a row of dots
 FINE = 2  # times as large is drawn, then averaged: smooth edges
 INK, RULE = "#333333", "#dddddd"
+PAPER = "the paper's test error"
 MARKS = ((0, 0), (4, 0), (3, 0), (4, 45), (5, 0), (3, 180))  # corners (0: a disc) and turn; colour alone is not enough
 SHOWN = {  # the options of a picture of training examples
     "P, 5 px": ("p", {"corner_std_px": 5.0}),
@@ -28,7 +29,6 @@ SHOWN = {  # the options of a picture of training examples
     "TC, over": ("tc", {"overlap": "overwrite"}),
     "no blank": ("tc", {"blank": False}),
 }
-PAPER = "the paper's test error"
 
 
 def options(runs: Path, columns: int = 6) -> Image.Image:

@@ -23,6 +23,7 @@ __all__ = [
     "REQUIRED",
     "VERSION",
     "Record",
+    "and_kept",
     "commit",
     "keep",
     "metrics_of",
@@ -110,7 +111,11 @@ def commit(scratch: Path, path: Path) -> None:
 
 def read_all(runs: Path, results: Path, damaged: list[str] | None = None, curves: bool = False) -> list[Record]:
     """The records of `runs`, then those that are kept in `results`; of the same id, the first."""
-    own = read_runs(runs, damaged)
+    return and_kept(read_runs(runs, damaged), results, damaged, curves)
+
+
+def and_kept(own: list[Record], results: Path, damaged: list[str] | None = None, curves: bool = False) -> list[Record]:
+    """These records, then those of other ids that are kept in `results`."""
     mine = {record["id"] for record in own}
     return own + [record for record in read_kept(results, curves, damaged) if record["id"] not in mine]
 
