@@ -14,7 +14,6 @@ On a GPU, in one line without one:
 (j) steps/s of 1, 2, 4 and 8 runs at once on one card
 """
 
-import argparse
 import copy
 import os
 import statistics
@@ -44,7 +43,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from stn import Affine, SpatialTransformer
 from stn.experiments import build
-from stn.experiments.command import ROOT, run
+from stn.experiments.command import ROOT, Options, run
 from stn.experiments.datasets.mnist import DistortedMnist
 from stn.experiments.figures import distorted_mnist
 from stn.experiments.networks.sizing import num_params
@@ -394,7 +393,7 @@ PARTS = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Options(__doc__)
     parser.add_argument(
         "parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)} (default: all; c shows e, too)"
     )

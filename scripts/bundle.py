@@ -24,7 +24,7 @@ import zipfile
 from collections.abc import Callable, Iterator
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 # The standard library alone: `unpack` runs before there is anything else.
 ROOT = Path(__file__).resolve().parents[1]
@@ -289,8 +289,15 @@ def _ahead(folder: Path, files: dict[str, Path], read: Callable[[Path], Any]) ->
     return steps[0] >= steps[1]
 
 
+class Options(argparse.ArgumentParser):
+    """That of stn.experiments.command, which is not there before `unpack`."""
+
+    def error(self, message: str) -> NoReturn:
+        sys.exit(f"error: {message}; {self.prog} --help lists the options")
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Options(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     one = commands.add_parser("make", help="write the bundle")
     one.add_argument("--out", type=Path, default=ROOT / "build/bundle", help="default: build/bundle")
@@ -315,5 +322,5 @@ def main() -> None:
 if __name__ == "__main__":
     try:
         main()
-    except (ValueError, OSError) as error:  # stn.experiments.command is not there before `unpack`
+    except (ValueError, OSError) as error:
         sys.exit(f"error: {' '.join(str(error).split())}")

@@ -19,14 +19,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import product
-from pathlib import Path
 from typing import IO, Any
 
 from bundle import pack
 from hydra import compose, initialize_config_dir
 
 from stn.experiments import resolvers
-from stn.experiments.command import ROOT, child, run
+from stn.experiments.command import ROOT, Options, a_number, a_path, child, run
 from stn.experiments.results import records, tables
 from stn.experiments.yaml_files import read_yaml
 
@@ -236,21 +235,22 @@ def shared_card(wanted: bool) -> Iterator[None]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Options(__doc__)
     parser.add_argument("--minutes", type=float, default=9, help="of this slice (default: 9)")
-    parser.add_argument("--jobs", type=int, help="runs at once on a card (default: 6; without a GPU, one per core)")
-    parser.add_argument("--seeds", type=int, default=3, help="how many, from 0 (default: 3)")
+    parser.add_argument(
+        "--jobs", type=a_number(1, 1000), help="at once on a card (default: 6; without a GPU, one per core)"
+    )
+    parser.add_argument("--seeds", type=a_number(1, 10_000), default=3, help="how many, from 0 (default: 3)")
     parser.add_argument("--tables", nargs="+", help="these alone (default: all)")
     parser.add_argument("--only", nargs="+", choices=[*STEPS, "runs"], help="these steps alone (default: all)")
     parser.add_argument("--schedule", help="this one for all tables, such as smoke for a try")
-    parser.add_argument("--runs", type=Path, default=ROOT / "runs", help="default: runs")
-    parser.add_argument("--home", type=Path, default=ROOT / "stn-home.tar.gz", help="default: stn-home.tar.gz")
+    parser.add_argument("--runs", type=a_path, default=ROOT / "runs", help="default: runs")
+    parser.add_argument("--home", type=a_path, default=ROOT / "stn-home.tar.gz", help="default: stn-home.tar.gz")
     parser.add_argument("--mps", action="store_true", help="let kernels of several runs overlap, where NVIDIA's MPS is")
     parser.add_argument("words", nargs="*", metavar="WORD", help="further words for every run, such as budget=20000")
     options = parser.parse_args()
-    for name in ("minutes", "jobs", "seeds"):
-        if (value := getattr(options, name)) is not None and not value > 0:
-            raise ValueError(f"--{name} {value} has to be above 0")
+    if not options.minutes > 0:
+        raise ValueError(f"--minutes {options.minutes} has to be above 0")
     options.runs = options.runs.resolve()
     if options.jobs is None:
         options.jobs = 6 if cards() else os.cpu_count() or 1

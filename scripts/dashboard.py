@@ -4,13 +4,11 @@ Makes both anew from conf/table and the records, in the project that conf/logger
 (`wandb login`); --show prints what would be sent, and sends nothing.
 """
 
-import argparse
 import json
 import os
-from pathlib import Path
 from typing import Any
 
-from stn.experiments.command import ROOT, run, runs_folder
+from stn.experiments.command import ROOT, Options, a_path, run, runs_folder
 from stn.experiments.errors import one_line
 from stn.experiments.results import pages, records, tables
 from stn.experiments.yaml_files import read_yaml
@@ -95,11 +93,11 @@ def report(table: tables.Table, schedule: str, found: list[records.Record], enti
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Options(__doc__)
     parser.add_argument("table", choices=sorted(path.stem for path in (ROOT / "conf/table").glob("*.yaml")))
     parser.add_argument("--schedule", help="default: the one that most cells of the table were run with")
     parser.add_argument("--entity", help="team or user (default: that of your account)")
-    parser.add_argument("--runs", type=Path, help="where your own runs are (default: runs)")
+    parser.add_argument("--runs", type=a_path, help="where your own runs are (default: runs)")
     parser.add_argument("--show", action="store_true", help="print what would be sent, as JSON, and send nothing")
     options = parser.parse_args()
     os.environ.setdefault("WANDB_SILENT", "true")
@@ -108,8 +106,9 @@ def main() -> None:
         import wandb_workspaces.workspaces as ws
     except ModuleNotFoundError:
         raise ValueError("wandb-workspaces is not installed: pip install '.[dashboard]'") from None
-    import wandb
     from pydantic import TypeAdapter  # what wandb-workspaces is made of
+
+    import wandb
 
     table = tables.load(ROOT / "conf/table" / f"{options.table}.yaml")
     found = records.read_all(runs_folder(options.runs), ROOT / "results", curves=True)

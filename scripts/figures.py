@@ -4,7 +4,6 @@ Most show trained networks: the longest-trained of your own runs below runs/ and
 films train two networks anew, which takes two minutes.
 """
 
-import argparse
 import io
 from collections.abc import Callable
 from functools import partial
@@ -12,7 +11,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from stn.experiments.command import ROOT, run, runs_folder
+from stn.experiments.command import ROOT, Options, a_path, run, runs_folder
 from stn.experiments.figures import (
     Untrained,
     addition,
@@ -78,11 +77,11 @@ def save(drawn: Drawn, path: Path) -> Path:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Options(__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help="such as figure3 (default: all)")
     parser.add_argument("--list", action="store_true", help="only print the names")
-    parser.add_argument("--runs", type=Path, help="where your own runs are (default: runs)")
-    parser.add_argument("--out", type=Path, default=ROOT / "docs/figures", help="default: docs/figures")
+    parser.add_argument("--runs", type=a_path, help="where your own runs are (default: runs)")
+    parser.add_argument("--out", type=a_path, default=ROOT / "docs/figures", help="default: docs/figures")
     options = parser.parse_args()
     runs = runs_folder(options.runs)
     if options.list:

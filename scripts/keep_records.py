@@ -5,16 +5,13 @@ finished since; smoke runs are never kept.  The tables in results/, README and d
 model card results/weights/README.md are made from the kept records alone; only files that change are written.
 """
 
-import argparse
-from pathlib import Path
-
-from stn.experiments.command import ROOT, end_with, run, runs_folder
+from stn.experiments.command import ROOT, Options, a_path, end_with, run, runs_folder
 from stn.experiments.results import against, cards, pages, prose, records, speed, tables, weights
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=Path, help="where the runs are (default: runs)")
+    parser = Options(__doc__)
+    parser.add_argument("--runs", type=a_path, help="where the runs are (default: runs)")
     parser.add_argument("--weights", metavar="GLOB", help="keep the weights of the runs whose ids match, too")
     options = parser.parse_args()
     results = ROOT / "results"

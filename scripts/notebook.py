@@ -5,12 +5,11 @@ python scripts/notebook.py
 Its first cells open it in Colab and fetch the project there, from the `repository-code` of CITATION.cff.
 """
 
-import argparse
 import json
 import re
 from typing import Any
 
-from stn.experiments.command import ROOT, run
+from stn.experiments.command import ROOT, Options, run
 from stn.experiments.results.records import replace
 from stn.experiments.yaml_files import read_yaml
 
@@ -61,7 +60,7 @@ def notebook() -> str:
 
 
 def main() -> None:
-    argparse.ArgumentParser(description=__doc__).parse_args()
+    Options(__doc__).parse_args()
     replace(ROOT / "docs/tutorial.ipynb", notebook())
 
 

@@ -7,7 +7,6 @@ is found, cut out and scaled as MNIST's digits were, and put in the middle of th
 network gives less than 90 % is `not sure`: nearly all of its errors are among these.
 """
 
-import argparse
 import io
 import sys
 from collections import Counter
@@ -19,7 +18,7 @@ from torch import Tensor
 
 from stn import trace
 from stn.experiments import draw, zoo
-from stn.experiments.command import ROOT, run
+from stn.experiments.command import ROOT, Options, a_path, run
 from stn.experiments.datasets import handwriting
 from stn.experiments.results.records import replace
 
@@ -80,11 +79,11 @@ def chosen(name: str | None) -> zoo.Recorded:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="files of one digit each")
+    parser = Options(__doc__)
+    parser.add_argument("images", nargs="+", type=a_path, metavar="IMAGE", help="files of one digit each")
     default = "default: the transformer with the lowest recorded error on RTS, digits turned by up to 45 degrees"
     parser.add_argument("--model", help=f"an id in runs/ or results/weights/, or how it begins ({default})")
-    parser.add_argument("--out", type=Path, default=Path(), help="where the pictures go (default: here)")
+    parser.add_argument("--out", type=a_path, default=Path(), help="where the pictures go (default: here)")
     parser.add_argument("--force", action="store_true", help="overwrite pictures that are there already")
     options = parser.parse_args()
     model = chosen(options.model)

@@ -2,9 +2,8 @@
 
 import argparse
 import logging
-from pathlib import Path
 
-from stn.experiments.command import ROOT, run
+from stn.experiments.command import ROOT, Options, a_path, run
 from stn.experiments.datasets.fetch import download, fetch, manifest
 
 
@@ -44,9 +43,9 @@ DATASETS = {"mnist": prepare_mnist, "cub": prepare_cub, "svhn": prepare_svhn, "s
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = Options(__doc__)
     parser.add_argument("dataset", nargs="?", default="mnist", choices=list(DATASETS))
-    parser.add_argument("--root", type=Path, default=ROOT / "data", help="default: data")
+    parser.add_argument("--root", type=a_path, default=ROOT / "data", help="default: data")
     parser.add_argument(
         "--size-px", type=int, nargs="+", default=[64, 128], choices=[64, 128], help="SVHN's crops (default: both)"
     )

@@ -4,14 +4,13 @@ The study is kept in FILE.journal beside the runs: the same command goes on with
 at once.  Every trial of Optuna's is a run of run.py with a record; what failed is told to the optimiser as failed.
 """
 
-import argparse
 import os
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
-from stn.experiments.command import ROOT, child, run, tell_when_stopped
+from stn.experiments.command import ROOT, Options, a_number, a_path, child, run, tell_when_stopped
 from stn.experiments.errors import writing
 from stn.experiments.results import records
 from stn.experiments.yaml_files import read_yaml
@@ -65,14 +64,12 @@ def train(overrides: list[str], folder: Path, metric: str) -> float | None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sweep", type=Path, default=ROOT / "sweeps/localisation_lr.yaml")
-    parser.add_argument("--trials", type=int, default=20, help="further trials (default: 20)")
-    parser.add_argument("--runs", type=Path, default=ROOT / "runs/search", help="default: runs/search")
+    parser = Options(__doc__)
+    parser.add_argument("--sweep", type=a_path, default=ROOT / "sweeps/localisation_lr.yaml")
+    parser.add_argument("--trials", type=a_number(1, 1_000_000), default=20, help="further trials (default: 20)")
+    parser.add_argument("--runs", type=a_path, default=ROOT / "runs/search", help="default: runs/search")
     parser.add_argument("overrides", nargs="*", help="of run.py, after those of the file, such as schedule=smoke")
     options = parser.parse_args()
-    if options.trials < 1:
-        raise ValueError(f"--trials {options.trials} has to be 1 or more")
     try:
         import optuna
         from optuna.storages import JournalStorage

@@ -4,12 +4,10 @@ Writes, for every 2xST network, spreads and shares over the whole test set: of t
 experiment among your own runs below runs/ and results/weights.
 """
 
-import argparse
 import json
-from pathlib import Path
 
 from stn.experiments import build, zoo
-from stn.experiments.command import ROOT, run, runs_folder
+from stn.experiments.command import ROOT, Options, a_path, run, runs_folder
 from stn.experiments.results import records
 from stn.experiments.specialisation import measure
 
@@ -17,10 +15,10 @@ KEPT = ("id", "experiment", "schedule", "seed", "steps", "metrics", "commit", "d
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=Path, help="where your own runs are (default: runs)")
+    parser = Options(__doc__)
+    parser.add_argument("--runs", type=a_path, help="where your own runs are (default: runs)")
     file = ROOT / "results/table4_specialisation.json"
-    parser.add_argument("--out", type=Path, default=file, help="default: results/table4_specialisation.json")
+    parser.add_argument("--out", type=a_path, default=file, help="default: results/table4_specialisation.json")
     options = parser.parse_args()
     runs = runs_folder(options.runs)
     measured = []

@@ -5,7 +5,6 @@ steps to go took in records of the same cell, else of the table, divided by the 
 no cell of whose pace no record tells.  Nothing here touches a run.
 """
 
-import argparse
 import re
 import statistics
 from collections import Counter
@@ -18,7 +17,7 @@ from rich.console import Console
 from rich.table import Table as RichTable
 
 from stn.experiments import resolvers
-from stn.experiments.command import ROOT, end_with, run, runs_folder
+from stn.experiments.command import ROOT, Options, a_number, a_path, end_with, run, runs_folder
 from stn.experiments.results import records, tables
 from stn.experiments.training.lock import held
 
@@ -47,12 +46,12 @@ def seeds(text: str) -> list[int]:
 
 def main() -> None:
     names = sorted(path.stem for path in (ROOT / "conf/table").glob("*.yaml"))
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Options(__doc__)
     parser.add_argument("table", choices=names)
     parser.add_argument("--schedule", default="fast", help="default: fast")
-    parser.add_argument("--budget", type=int, help="count the runs of this budget only")
+    parser.add_argument("--budget", type=a_number(1, 10**12), help="count the runs of this budget only")
     parser.add_argument("--seeds", default="0", help="such as 0,1,2 or range(3); default: 0")
-    parser.add_argument("--runs", type=Path, help="where your own runs are (default: runs)")
+    parser.add_argument("--runs", type=a_path, help="where your own runs are (default: runs)")
     options = parser.parse_args()
     resolvers.register()
 

@@ -3,16 +3,13 @@
 The runs are below runs/studies; a record that is kept already stays as it is.
 """
 
-import argparse
-from pathlib import Path
-
-from stn.experiments.command import ROOT, run, runs_folder
+from stn.experiments.command import ROOT, Options, a_path, run, runs_folder
 from stn.experiments.results import records, studies
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=Path, help="default: runs/studies")
+    parser = Options(__doc__)
+    parser.add_argument("--runs", type=a_path, help="default: runs/studies")
     options = parser.parse_args()
     runs = ROOT / "runs/studies" if options.runs is None else runs_folder(options.runs)
     kept, page = ROOT / "results/studies", ROOT / "docs/studies.md"

@@ -4,23 +4,20 @@ A run of your own (below runs/) stands before the kept record (results/records.j
 schedule whose figures mean nothing (smoke) are shown, marked so, and nothing is written.
 """
 
-import argparse
-from pathlib import Path
-
 from rich.console import Console
 from rich.table import Table as RichTable
 
-from stn.experiments.command import ROOT, end_with, run, runs_folder
+from stn.experiments.command import ROOT, Options, a_path, end_with, run, runs_folder
 from stn.experiments.results import pages, records, tables
 
 
 def main() -> None:
     known = sorted(path.stem for path in (ROOT / "conf/table").glob("*.yaml"))
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Options(__doc__)
     parser.add_argument("table", choices=known)
     parser.add_argument("--schedule", help="show this schedule's table only (all go into the files)")
-    parser.add_argument("--runs", type=Path, help="where your own runs are (default: runs)")
-    parser.add_argument("--out", type=Path, default=ROOT / "results", help="where the files go (default: results)")
+    parser.add_argument("--runs", type=a_path, help="where your own runs are (default: runs)")
+    parser.add_argument("--out", type=a_path, default=ROOT / "results", help="where the files go (default: results)")
     options = parser.parse_args()
     runs = runs_folder(options.runs)
     smoke = options.schedule is not None and tables.schedule(ROOT / "conf", options.schedule).get("smoke", False)

@@ -1,8 +1,10 @@
 """What every command shares: where the repository is, and how it ends, by itself, in an error or by a signal."""
 
+import argparse
 import logging
 import multiprocessing
 import os
+import re
 import shlex
 import signal
 import sys
@@ -12,8 +14,10 @@ import warnings
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import NoReturn
 
 from stn.experiments.errors import one_line
+from stn.experiments.rules import whole
 
 ROOT = Path(__file__).parents[2]
 EXPECTED = (ValueError, OSError, ArithmeticError)  # what one line explains; anything else is a bug and is seen whole
@@ -25,6 +29,35 @@ TALKATIVE = (
 WATCH_S = 1  # between two looks at whether another process of a run has ended
 PARENT = "STN_PARENT"  # the variable that names the process which started this one; it may be gone before this one asks
 STOP = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+
+
+class Options(argparse.ArgumentParser):
+    """A script's options, which its docstring describes; a wrong one ends it in one line, as every other error does."""
+
+    def __init__(self, doc: str | None):
+        super().__init__(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+    def error(self, message: str) -> NoReturn:
+        sys.exit(f"error: {one_line(ValueError(message))}; {self.prog} --help lists the options")
+
+
+def a_path(text: str) -> Path:
+    """The path of an option; an empty one is a shell's variable that has no value, and not this folder."""
+    if not text:
+        raise argparse.ArgumentTypeError("the path is empty")
+    return Path(text)
+
+
+def a_number(least: int, most: int) -> Callable[[str], int]:
+    """What reads an option that is a whole number from `least` to `most`."""
+
+    def read(text: str) -> int:
+        value, rule = int(text) if re.fullmatch(r"-?\d{1,20}", text) else text, whole(least, most)
+        if not rule.fits(value):
+            raise argparse.ArgumentTypeError(f"{text[:100]!r} has to be {rule.words}")
+        return int(value)
+
+    return read
 
 
 def runs_folder(given: Path | None) -> Path:

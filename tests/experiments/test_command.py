@@ -2,8 +2,10 @@
 
 import os
 import re
+import runpy
 import signal
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -60,3 +62,33 @@ def test_every_script_ends_through_command_run(script):
     text = script.read_text()
     if "argparse" in text:
         assert re.search(r"\nif __name__ == \"__main__\":\n    (command\.)?run\(main\)\n$", text)
+
+
+@pytest.mark.parametrize("script", sorted((command.ROOT / "scripts").glob("*.py")), ids=lambda path: path.stem)
+def test_a_wrong_option_of_a_script_is_one_line(script, monkeypatch):
+    if "parse_args" not in script.read_text():
+        pytest.skip("it has no options")
+    monkeypatch.syspath_prepend(script.parent)
+    monkeypatch.setattr(sys, "argv", [str(script), "--no-such-option"])
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_path(str(script), run_name="__main__")
+    assert re.fullmatch(rf"error: [^\n]+; {script.name} --help lists the options", str(stop.value.code))
+
+
+@pytest.mark.parametrize("text", ["0", "-5", "11", "x", "1.5", "", "9" * 5000])
+def test_an_option_that_is_no_number_in_its_range_says_so(text):
+    options = command.Options("")
+    options.add_argument("--n", type=command.a_number(1, 10))
+    assert options.parse_args(["--n", "10"]).n == 10
+    with pytest.raises(
+        SystemExit, match=r"^error: argument --n: '[^\n]*' has to be a whole number, 1 or more"
+    ):
+        options.parse_args(["--n", text])
+
+
+def test_an_empty_path_is_not_this_folder():
+    options = command.Options("")
+    options.add_argument("--runs", type=command.a_path)
+    assert options.parse_args(["--runs", "x"]).runs == Path("x")
+    with pytest.raises(SystemExit, match=r"^error: argument --runs: the path is empty;"):
+        options.parse_args(["--runs", ""])
