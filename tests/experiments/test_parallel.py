@@ -1,10 +1,13 @@
 """Several processes, gradient accumulation and dropout in the step engine, against one process that does it whole."""
 
+import inspect
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +20,7 @@ from stn.experiments.networks.svhn import build
 from stn.experiments.training.checkpoint import Checkpoint
 from stn.experiments.training.classification import Classification
 from stn.experiments.training.engine import Training
+from stn.experiments.training.run import keep
 from stn.experiments.training.schedule import Schedule
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -108,6 +112,15 @@ def test_two_processes_have_the_loss_curve_of_one_and_count_every_test_image_onc
         assert ours == pytest.approx(expected, rel=1e-3)  # sums in another order
     assert one["metrics"] == two["metrics"]
     assert [len(record["curve"]) for record in records] == [3, 3]
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_the_core_seconds_of_a_run_are_those_of_all_its_processes(devices, tmp_path):
+    clock = SimpleNamespace(seconds=1.0, core_seconds=3.0)
+    module: Any = SimpleNamespace(clock=clock, curve=[], sessions=[], schedule=SimpleNamespace(batch_size=8))
+    job: Any = SimpleNamespace(config={"devices": devices}, folder=tmp_path, id="a")
+    inspect.unwrap(keep)(job, module, {"status": "diverged", "step": 2, "steps": 5, "id": "a", "metrics": {}})
+    assert json.loads((tmp_path / "result.json").read_text())["core_seconds"] == 3.0 * devices
 
 
 def test_what_does_not_divide_or_would_sweep_twice_is_refused_in_one_line(root, tmp_path):

@@ -214,7 +214,7 @@ def keep(job: Job, module: Training, record: records.Record) -> None:
     seen = (module.curve[-1]["step"] if module.curve else 0) * module.schedule.batch_size
     record |= {
         "seconds": round(module.clock.seconds, 2),
-        "core_seconds": round(module.clock.core_seconds, 2),
+        "core_seconds": round(module.clock.core_seconds * job.config["devices"], 2),  # their processes share alike
         "samples_per_s": round(seen / module.clock.seconds) if module.clock.seconds else None,
         "sessions": module.sessions,
         "finished_at": datetime.now(timezone.utc).isoformat(timespec="seconds"),
