@@ -119,7 +119,9 @@ def test_the_core_seconds_of_a_run_are_those_of_all_its_processes(devices, tmp_p
     clock = SimpleNamespace(seconds=1.0, core_seconds=3.0)
     module: Any = SimpleNamespace(clock=clock, curve=[], sessions=[], schedule=SimpleNamespace(batch_size=8))
     job: Any = SimpleNamespace(config={"devices": devices}, folder=tmp_path, id="a")
-    inspect.unwrap(keep)(job, module, {"status": "diverged", "step": 2, "steps": 5, "id": "a", "metrics": {}})
+    inspect.unwrap(keep)(
+        job, module, {"status": "diverged", "step": 2, "steps": 5, "id": "a", "metrics": {}, "config": {"data": {}}}
+    )
     assert json.loads((tmp_path / "result.json").read_text())["core_seconds"] == 3.0 * devices
 
 
