@@ -25,7 +25,7 @@ from bundle import pack
 from hydra import compose, initialize_config_dir
 
 from stn.experiments import resolvers
-from stn.experiments.command import ROOT, Options, a_number, a_path, child, run
+from stn.experiments.command import ROOT, Options, a_file, a_number, a_path, child, run
 from stn.experiments.results import records, tables
 from stn.experiments.yaml_files import read_yaml
 
@@ -245,7 +245,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=[*STEPS, "runs"], help="these steps alone (default: all)")
     parser.add_argument("--schedule", help="this one for all tables, such as smoke for a try")
     parser.add_argument("--runs", type=a_path, default=ROOT / "runs", help="default: runs")
-    parser.add_argument("--home", type=a_path, default=ROOT / "stn-home.tar.gz", help="default: stn-home.tar.gz")
+    parser.add_argument("--home", type=a_file, default=ROOT / "stn-home.tar.gz", help="default: stn-home.tar.gz")
     parser.add_argument("--mps", action="store_true", help="let kernels of several runs overlap, where NVIDIA's MPS is")
     parser.add_argument("words", nargs="*", metavar="WORD", help="further words for every run, such as budget=20000")
     options = parser.parse_args()

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from stn import trace
 from stn.experiments import build, zoo
-from stn.experiments.command import ROOT, Options, a_path, run
+from stn.experiments.command import ROOT, Options, a_file, run
 from stn.experiments.errors import writing
 
 OPSET = 20  # GridSample is there from 16 on, for volumes from 20 on
@@ -96,7 +96,7 @@ def checked(model: zoo.Recorded, out: Path, grid: bool = False) -> float:
 def main() -> None:
     parser = Options(__doc__)
     parser.add_argument("model", help="an id, or its beginning, of runs/ or results/weights/")
-    parser.add_argument("--out", type=a_path, help="the file (default: MODEL.onnx here)")
+    parser.add_argument("--out", type=a_file, help="the file (default: MODEL.onnx here)")
     parser.add_argument("--grid", action="store_true", help="give the sampling grid and its output too")
     parser.add_argument("--force", action="store_true", help="overwrite a file that is there already")
     options = parser.parse_args()

@@ -16,6 +16,8 @@ def main() -> None:
     options = parser.parse_args()
     results = ROOT / "results"
     runs = runs_folder(options.runs)
+    if options.weights == "":
+        raise ValueError("--weights is empty: give a pattern such as '*-seed0-*', or leave it out")
     # what was judged on validation digits is a study's (scripts/studies.py), not a figure of a table
     damaged: list[str] = []
     own = [r for r in records.read_runs(runs, damaged) if r["config"]["data"].get("test_split", "test") == "test"]

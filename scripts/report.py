@@ -3,14 +3,14 @@
 A run of your own (below runs/) stands before the kept record (results/records.jsonl) of the same run.
 """
 
-from stn.experiments.command import ROOT, Options, a_path, end_with, run, runs_folder
+from stn.experiments.command import ROOT, Options, a_file, a_path, end_with, run, runs_folder
 from stn.experiments.results import records, report, tables
 
 
 def main() -> None:
     parser = Options(__doc__)
     parser.add_argument("--runs", type=a_path, help="where your own runs are (default: runs)")
-    parser.add_argument("--out", type=a_path, default=ROOT / "results/report.html", help="default: results/report.html")
+    parser.add_argument("--out", type=a_file, default=ROOT / "results/report.html", help="default: results/report.html")
     options = parser.parse_args()
     damaged: list[str] = []
     found = records.read_all(runs_folder(options.runs), ROOT / "results", damaged, curves=True)

@@ -7,7 +7,7 @@ experiment among your own runs below runs/ and results/weights.
 import json
 
 from stn.experiments import build, zoo
-from stn.experiments.command import ROOT, Options, a_path, run, runs_folder
+from stn.experiments.command import ROOT, Options, a_file, a_path, run, runs_folder
 from stn.experiments.results import records
 from stn.experiments.specialisation import measure
 
@@ -18,7 +18,7 @@ def main() -> None:
     parser = Options(__doc__)
     parser.add_argument("--runs", type=a_path, help="where your own runs are (default: runs)")
     file = ROOT / "results/table4_specialisation.json"
-    parser.add_argument("--out", type=a_path, default=file, help="default: results/table4_specialisation.json")
+    parser.add_argument("--out", type=a_file, default=file, help="default: results/table4_specialisation.json")
     options = parser.parse_args()
     runs = runs_folder(options.runs)
     measured = []

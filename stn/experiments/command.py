@@ -48,6 +48,13 @@ def a_path(text: str) -> Path:
     return Path(text)
 
 
+def a_file(text: str) -> Path:
+    """The path of a file to write."""
+    if (given := a_path(text)).is_dir():
+        raise argparse.ArgumentTypeError(f"{text} is a folder: name a file")
+    return given
+
+
 def a_number(least: int, most: int) -> Callable[[str], int]:
     """What reads an option that is a whole number from `least` to `most`."""
 

@@ -5,7 +5,7 @@ and the weights are safetensors, which hold numbers alone.  Whatever asks for mo
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -92,6 +92,11 @@ def best_transformer(distortion: str, root: Path = ROOT, runs: Path | None = Non
     return min(errors, key=lambda name: (errors[name], name))
 
 
+def _listed(names: Iterable[str], most: int = 12) -> str:
+    known = list(names)
+    return ", ".join(known[:most]) + (f" and {len(known) - most} more" if len(known) > most else "")
+
+
 def load(name: str, root: Path = ROOT, runs: Path | None = None) -> Recorded:
     """The network with that id, or the one whose id begins so; of several, the one that is kept in results/weights.
 
@@ -102,13 +107,13 @@ def load(name: str, root: Path = ROOT, runs: Path | None = None) -> Recorded:
     fits = [name] if name in known else [each for each in known if each.startswith(name)]
     if not fits:
         of_name = [line for line in damaged if f"/{name}" in line]
-        choice = ", ".join(known) or "none, there are no weights"
+        choice = _listed(known) if known else "none, there are no weights"
         raise ValueError(of_name[0] if of_name else f"no recorded network is called {name!r}: choose one of {choice}")
     if len(fits) > 1:  # a short name in the docs means the same network after runs of one's own
         kept = [each for each in fits if (root / "results/weights" / f"{each}.safetensors").is_file()]
         fits = kept if len(kept) == 1 else fits
     if len(fits) > 1:
-        raise ValueError(f"{len(fits)} recorded networks begin with {name!r}: choose one of {', '.join(fits)}")
+        raise ValueError(f"{len(fits)} recorded networks begin with {name!r}: choose one of {_listed(fits)}")
     entry = known[fits[0]]
     in_shape = _in_shape(entry.record)
     network = _network(entry.record, in_shape)

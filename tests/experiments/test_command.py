@@ -84,6 +84,15 @@ def test_an_option_that_is_no_number_in_its_range_says_so(text):
         options.parse_args(["--n", text])
 
 
+def test_a_folder_is_not_a_file_to_write(tmp_path):
+    options = command.Options("")
+    options.add_argument("--out", type=command.a_file)
+    assert options.parse_args(["--out", str(tmp_path / "x")]).out == tmp_path / "x"
+    for folder in (str(tmp_path), "/"):
+        with pytest.raises(SystemExit, match=rf"^error: argument --out: {folder} is a folder: name a file;"):
+            options.parse_args(["--out", folder])
+
+
 def test_an_empty_path_is_not_this_folder():
     options = command.Options("")
     options.add_argument("--runs", type=command.a_path)

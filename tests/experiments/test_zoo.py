@@ -70,6 +70,15 @@ def test_a_loaded_network_computes_what_was_saved(tmp_path):
     assert (loaded.id, loaded.in_shape, loaded.network.training) == ("one", (1, 42, 42), False)
 
 
+def test_of_many_names_the_first_dozen_are_listed(tmp_path):
+    for i in range(15):
+        write(tmp_path, record(f"n{i:02}"))
+    with pytest.raises(
+        ValueError, match=r"^15 recorded networks begin with 'n': choose one of n00, [^\n]*n11 and 3 more$"
+    ):
+        zoo.load("n", ROOT, tmp_path)
+
+
 def test_a_name_may_be_shortened_while_it_is_the_only_one(runs):
     assert zoo.load("on", ROOT, runs).id == "one"
     with pytest.raises(ValueError, match=r"^2 recorded networks begin with 'o': choose one of one, other$"):
