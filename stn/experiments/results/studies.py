@@ -1,4 +1,4 @@
-"""Studies of what the paper leaves open about data and size: one option each, the same models under all of its values.
+"""Studies of what the paper leaves open: one option each, the same models under all of its values.
 
 Their runs are judged on validation and kept apart from those of the tables, in results/studies/records.jsonl.  A row
 holds runs of one model with one number of steps, so that within a row nothing but the option differs.
@@ -16,7 +16,8 @@ from stn.experiments.yaml_files import read_yaml
 
 Row = tuple[str, str, int | None, int, int]  # experiment, distortion, width unless that is the option, steps, batch
 ORDER = ("mnist_fcn", "mnist_cnn", "mnist_st_fcn_affine", "mnist_st_fcn_projective", "mnist_st_fcn_tps",
-         "mnist_st_cnn_affine", "mnist_st_cnn_tps", "addition_fcn", "addition_st_fcn_affine")  # fmt: skip
+         "mnist_st_cnn_affine", "mnist_st_cnn_tps", "addition_fcn", "addition_st_fcn_affine",
+         "svhn_multi", "voxel_st_cnn")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -29,10 +30,13 @@ class Study:
     distortions: tuple[str, ...]
 
 
+OTHER_DATA = {"addition": "addition", "svhn_rendered": "synthetic house numbers", "voxel": "3D MNIST"}
+
+
 def where(record: Record) -> str:
-    """The distortion of a record, or addition."""
+    """The distortion of a record of MNIST, else its data."""
     data = record["config"]["data"]
-    return "addition" if data["name"] == "addition" else str(data["distortion"]["name"])
+    return data["name"] if data["name"] in OTHER_DATA else str(data["distortion"]["name"])
 
 
 def _merged(record: Record) -> tuple[str, bool]:
@@ -71,6 +75,12 @@ STUDIES = {
          ("maximum", False): "maximum, no blank crops", ("sum", False): "sum, no blank crops"},
         ("tc",),
     ),
+    "localisation": Study(
+        "schedule.localisation_lr",
+        lambda record: record["config"]["schedule"]["localisation_lr"],
+        {0.1: "x 0.1", 0.3: "x 0.3", 1.0: "x 1"},
+        ("svhn_rendered", "voxel"),
+    ),
 }  # fmt: skip
 
 
@@ -80,7 +90,9 @@ def results(study: str, records: Iterable[Record]) -> dict[Row, dict[Any, Record
     for record in records:
         if where(record) not in what.distortions or what.value_of(record) not in what.values:
             continue
-        width = None if study == "width" else record["config"]["model"].get("width")
+        width = record["config"]["model"].get("width")
+        if study == "width" or isinstance(width, float):  # a float is a part of the paper's widths
+            width = None
         row = (record["experiment"], where(record), width, record["steps"], record["config"]["schedule"]["batch_size"])
         rows.setdefault(row, {})[what.value_of(record)] = record
 
@@ -103,7 +115,7 @@ def named(row: Row, many: bool = False) -> str:
     parts = [
         _of_experiment(experiment)["label"],
         f"{width} wide" if width else "",
-        (place if place == "addition" else place.upper()),
+        OTHER_DATA.get(place, place.upper()),
     ]
     return ", ".join(part for part in (parts if many else parts[:2]) if part)
 
