@@ -17,7 +17,7 @@ from stn.experiments.yaml_files import read_yaml
 Row = tuple[str, str, int | None, int, int]  # experiment, distortion, width unless that is the option, steps, batch
 ORDER = ("mnist_fcn", "mnist_cnn", "mnist_st_fcn_affine", "mnist_st_fcn_projective", "mnist_st_fcn_tps",
          "mnist_st_cnn_affine", "mnist_st_cnn_tps", "addition_fcn", "addition_st_fcn_affine",
-         "svhn_multi", "voxel_st_cnn")  # fmt: skip
+         "svhn_multi", "cub_2st_448", "voxel_st_cnn")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,8 @@ class Study:
     distortions: tuple[str, ...]
 
 
-OTHER_DATA = {"addition": "addition", "svhn_rendered": "synthetic house numbers", "voxel": "3D MNIST"}
+OTHER_DATA = {"addition": "addition", "svhn_rendered": "synthetic house numbers",
+              "synthetic_birds": "synthetic birds", "voxel": "3D MNIST"}  # fmt: skip
 
 
 def where(record: Record) -> str:
@@ -78,8 +79,8 @@ STUDIES = {
     "localisation": Study(
         "schedule.localisation_lr",
         lambda record: record["config"]["schedule"]["localisation_lr"],
-        {0.1: "x 0.1", 0.3: "x 0.3", 1.0: "x 1"},
-        ("svhn_rendered", "voxel"),
+        {1e-4: "x 0.0001", 0.1: "x 0.1", 0.3: "x 0.3", 0.5: "x 0.5", 1.0: "x 1"},
+        ("svhn_rendered", "synthetic_birds", "voxel"),
     ),
 }  # fmt: skip
 
