@@ -17,7 +17,7 @@ class LinearForm(nn.Module):
 
     theta is M_theta (2, K) row by row, K = 3 + `extra`.  The first three rows of B start as the homogeneous regular
     grid of an output of `size` (H', W'), so the map starts affine.  The `extra` rows start as N(0, 0.1), with weight 0
-    in the identity.  B belongs to the points of one output grid.  Raises ValueError where `target` is another grid.
+    in the identity.  B belongs to the points of one output grid.  Raises ValueError if `target` is another grid.
 
     >>> form = LinearForm((4, 6), extra=1)
     >>> form(torch.tensor([form.identity]), regular_grid((4, 6))).shape

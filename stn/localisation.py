@@ -67,7 +67,7 @@ class Regression(nn.Linear):
         """The same theta = W x + b as a trained `nn.Linear`, the last layer of most tutorials' localisation networks.
 
         If that network samples with `align_corners=True`, pass `aligned_corners` = (size of U, size of V): theta is
-        then converted to our coordinates (`aligned_corners_factors`).  Raises ValueError where the shapes do not fit.
+        then converted to our coordinates (`aligned_corners_factors`).  Raises ValueError if the shapes do not fit.
 
         >>> linear = nn.Linear(5, 6)
         >>> x = torch.rand(2, 5)

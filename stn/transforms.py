@@ -182,12 +182,12 @@ class Translation(nn.Module):
         return self.scale * target + theta[:, None]
 
     def compose(self, outer: Float[Tensor, "b 2"], inner: Float[Tensor, "b 2"]) -> Float[Tensor, "b 2"]:
-        """The theta of source = T_outer(T_inner(target)).  Raises ValueError where the scale is not 1."""
+        """The theta of source = T_outer(T_inner(target)).  Raises ValueError if the scale is not 1."""
         self._check_scale()
         return outer + inner
 
     def inverse(self, theta: Float[Tensor, "b 2"]) -> Float[Tensor, "b 2"]:
-        """The theta of the map from source to target.  Raises ValueError where the scale is not 1."""
+        """The theta of the map from source to target.  Raises ValueError if the scale is not 1."""
         self._check_scale()
         return -theta
 

@@ -89,7 +89,7 @@ def shape(config: Mapping[str, Any]) -> tuple[tuple[int, ...], int]:
 def ensure(config: Mapping[str, Any], root: str | Path) -> None:
     """Fetch, check or draw the files of a config's `data`, below `root`, where they are not there yet.
 
-    Raises OSError or ValueError, in one line, where that fails.
+    Raises OSError or ValueError if that fails.
     """
     _, kind = _find("data", config)
     kind.ensure(root, **_settings("data", {k: v for k, v in config.items() if k != "root"}, kind, {"root"}))

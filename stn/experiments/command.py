@@ -61,7 +61,7 @@ def a_number(least: int, most: int) -> Callable[[str], int]:
 
 
 def runs_folder(given: Path | None) -> Path:
-    """The folder of --runs, else runs/ of this repository.  Raises ValueError where a given one is not there."""
+    """The folder of --runs, else runs/ of this repository.  Raises ValueError if a given one is not there."""
     if given is not None and not given.is_dir():
         raise ValueError(f"--runs {given}: there is no such folder")
     return given or ROOT / "runs"

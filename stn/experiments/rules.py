@@ -44,6 +44,6 @@ MAPPING = Rule(lambda v: isinstance(v, Mapping), "a mapping")
 
 
 def require(rule: Rule, key: str, value: Any, hint: str = "") -> None:
-    """Raise ValueError, in one line, unless a key's value fits; `hint` says more than what it has to be."""
+    """Raise ValueError unless a key's value fits; `hint` says more than what it has to be."""
     if not rule.fits(value):
         raise ValueError(f"{key}={value!r:.100} has to be {rule.words}{hint}")

@@ -9,7 +9,7 @@ from stn.experiments.errors import one_line
 
 
 def read_yaml(path: Path) -> Any:
-    """What a YAML file holds.  Raises OSError or ValueError, in one line, where it cannot be read."""
+    """What a YAML file holds.  Raises OSError or ValueError if it cannot be read."""
     try:
         return yaml.safe_load(path.read_bytes())
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date such as 2026-99-99

@@ -95,7 +95,7 @@ def best_transformer(distortion: str, root: Path = ROOT, runs: Path | None = Non
 def load(name: str, root: Path = ROOT, runs: Path | None = None) -> Recorded:
     """The network with that id, or the one whose id begins so; of several, the one that is kept in results/weights.
 
-    Raises ValueError where that is not one.
+    Raises ValueError if that is not one.
     """
     damaged: list[str] = []
     known = find(root, runs, damaged)
@@ -147,7 +147,7 @@ def _network(record: records.Record, in_shape: tuple[int, ...]) -> nn.Module:
 
 
 def _refuse_targets(name: str, value: Any) -> None:
-    """Raise ValueError where a config wants anything called by its path but one of PyTorch's optimisers."""
+    """Raise ValueError if a config wants anything called by its path but one of PyTorch's optimisers."""
     if isinstance(value, Mapping):
         target = value.get("_target_")
         if target is not None and not (isinstance(target, str) and OPTIMISER.fullmatch(target)):

@@ -415,7 +415,7 @@ def test_a_damaged_record_is_named_and_the_others_are_reported(script, tmp_path,
     first, second, last = code.splitlines()
     assert re.fullmatch(rf"error: the record {path} {message}.*", first)
     assert re.match(r"error: line 2 of \S+/records.jsonl is damaged", second)
-    assert last == "The report stands on the other records."
+    assert last == "The report uses the other records."
     assert ", 1 records," in out
     text = Page((tmp_path / "results/report.html").read_text())
     assert "2 records could not be used" in text.text

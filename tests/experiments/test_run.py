@@ -372,7 +372,7 @@ def test_a_setting_that_cannot_be_run_is_refused_in_one_line_and_leaves_nothing(
 
 def test_without_an_experiment_the_line_names_them(refusals):
     assert re.fullmatch(
-        "error: no experiment: .*mnist_cnn, .*mnist_fcn, .*mnist_st_fcn_tps, .*", refusals.said["no experiment"]
+        "error: no experiment chosen: .*mnist_cnn, .*mnist_fcn, .*mnist_st_fcn_tps, .*", refusals.said["no experiment"]
     )
 
 

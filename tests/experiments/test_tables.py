@@ -359,7 +359,7 @@ def test_the_table_script_shows_own_and_kept_records(script, tmp_path):
     rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in shown.splitlines()]
     assert code == 0
     assert ["FCN", "1.50 ± 0.71 (2) ≈ 2.1", "- / 5.2", "- / 3.1", "- / 3.2", "- / 13.2"] in rows
-    assert "own runs, below " in shown
+    assert "own runs, in " in shown
     page = (tmp_path / "results/table1.md").read_text()
     assert "| FCN | 1.50 ± 0.71 (2) ≈ 2.1 | - / 5.2 | - / 3.1 | - / 3.2 | - / 13.2 |" in page
     assert "| ST-CNN TPS | - / 0.7 | - / 0.5 | - / 0.8 | - / 1.1 | 0.50 ± 0.14 (1) / - |" in page

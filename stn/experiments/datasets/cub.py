@@ -59,7 +59,7 @@ class BirdPhotos(Photos):
 
     @classmethod
     def ensure(cls, root: str | Path, **settings: Any) -> None:
-        """Fetch or draw the files.  Raises OSError or ValueError, in one line, where that fails."""
+        """Fetch or draw the files.  Raises OSError or ValueError if that fails."""
         cls.folder(Path(root))
 
     @staticmethod

@@ -36,7 +36,7 @@ class BirdListing(Listing):
 def read(folder: Path) -> BirdListing:
     """The listing of a folder in CUB's format.
 
-    Raises FileNotFoundError or ValueError, in one line, where a file is missing or the files contradict each other.
+    Raises FileNotFoundError or ValueError if a file is missing or the files contradict each other.
     """
     names = _table(folder / "images.txt")
     numbers = list(names)

@@ -34,7 +34,7 @@ class Number(NamedTuple):
 def read(path: Path, progress: bool = True) -> list[Number]:
     """Every record of a digitStruct.mat, in the file's order, read by all cores.
 
-    Raises ValueError, in one line, where it is no such file.
+    Raises ValueError if it is no such file.
     """
     try:
         with h5py.File(path, "r") as file:
@@ -127,7 +127,7 @@ def members(archive: Path) -> Iterator[tuple[str, tarfile.TarFile, tarfile.TarIn
     """The files of `<split>.tar.gz` as (name without its folder, archive, member), in its order, one pass, none
     extracted by path.
 
-    Raises ValueError, in one line, on a name outside of the archive's own folder and on a damaged archive.
+    Raises ValueError on a name outside of the archive's own folder and on a damaged archive.
     """
     split = archive.name.removesuffix(".tar.gz")
     try:

@@ -214,7 +214,7 @@ KINDS: dict[str, type] = {
 def build(config: Mapping[str, Any] | Distortion | str) -> Any:
     """The distortion of a config such as {"name": "rts", "max_angle_deg": 45.0, ...}; an object is returned as it is.
 
-    Raises ValueError, in one line, on an unknown name, on missing and unknown keys, and on values out of range.
+    Raises ValueError on an unknown name, on missing and unknown keys, and on values out of range.
     """
     if isinstance(config, str):
         raise ValueError(f"data.distortion={config} is a name without ranges: choose by data/distortion={config}")

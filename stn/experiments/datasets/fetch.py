@@ -44,7 +44,7 @@ def sha256(path: Path) -> str:
 
 
 def manifest(dataset: str, root: Path) -> dict[str, Any]:
-    """What root/manifest.yaml says of a data set.  Raises OSError or ValueError, in one line, where it says nothing."""
+    """What root/manifest.yaml says of a data set.  Raises OSError or ValueError if it says nothing."""
     path = root / "manifest.yaml"
     if not path.is_file():
         raise FileNotFoundError(f"no {path}: data.root = {str(root)!r} has to be the data folder of this project")
@@ -63,7 +63,7 @@ def fetch(dataset: str, root: Path) -> dict[str, Path]:
     """The files of `dataset` (a key of root/manifest.yaml) below root/dataset, by name, each with the right sha256.
 
     What is missing or damaged is fetched; each file appears under its name only once it is complete and checked.
-    Raises FileNotFoundError, in one line, where that cannot be done.
+    Raises FileNotFoundError if that cannot be done.
     """
     entry = manifest(dataset, root)
     folder = root / dataset
@@ -114,7 +114,7 @@ def download(url: str, path: Path, size: int, digest: str | None = None) -> None
     """The archive at `url`, `size` bytes long, at `path`; goes on where an earlier download stopped.
 
     It appears under its name only when it has all of its bytes, and the sha256 `digest` where one is known.
-    Raises OSError, in one line, where it does not come.
+    Raises OSError if it does not come.
     """
     if path.is_file() and path.stat().st_size == size:
         return

@@ -37,7 +37,7 @@ class Found:
 
 
 def find(image: Image.Image) -> Found:
-    """The one digit of a photograph.  Raises ValueError, in one line, where there is none or more than one."""
+    """The one digit of a photograph.  Raises ValueError if there is none or more than one."""
     grey = _grey(image)
     ink, bright = _ink(grey)
     mask, box = _one_digit(ink)

@@ -82,7 +82,7 @@ class DistortedMnist:
 
     @staticmethod
     def ensure(root: str | Path, **settings: Any) -> None:
-        """Fetch and check the files.  Raises OSError, in one line, where that fails."""
+        """Fetch and check the files.  Raises OSError if that fails."""
         fetch("mnist", Path(root))
 
     def to(self, device: torch.device) -> None:

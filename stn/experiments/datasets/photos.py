@@ -43,7 +43,7 @@ class Listing:
 def class_folders(folder: Path) -> Listing:
     """The images folder/train/<class>/* and folder/test/<class>/*, classes and images sorted by name.
 
-    Raises FileNotFoundError or ValueError, in one line, where there are none and where a class is in test/ alone.
+    Raises FileNotFoundError or ValueError if there are none and where a class is in test/ alone.
     """
     places = {half: folder / half for half in ("train", "test")}
     found = {
@@ -75,7 +75,7 @@ def decode(data: bytes) -> Image.Image:
 
 
 def load(path: Path) -> Photo:
-    """The whole image as RGB.  Raises ValueError, in one line, where its bytes are damaged or cut off."""
+    """The whole image as RGB.  Raises ValueError if its bytes are damaged or cut off."""
     try:
         return np.asarray(decode(path.read_bytes()).convert("RGB"))
     except ValueError as error:

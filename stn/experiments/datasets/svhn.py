@@ -67,7 +67,7 @@ def number_side(size_px: int) -> float:
 def crop(png: bytes, number: Number, size_px: int) -> UInt8[np.ndarray, "s s 3"]:
     """The crop of a number out of its picture, black beyond the edges.
 
-    Raises ValueError, in one line, on a picture that cannot be read and on a number outside of it.
+    Raises ValueError on a picture that cannot be read and on a number outside of it.
     """
     try:
         picture = decode(png).convert("RGB")
@@ -270,7 +270,7 @@ class Svhn:
 
     @classmethod
     def ensure(cls, root: str | Path, size_px: int, **settings: Any) -> None:
-        """Raise FileNotFoundError, in one line, where the store is not there: a command of its own prepares it."""
+        """Raise FileNotFoundError if the store is not there: a command of its own prepares it."""
         cls._store(root, size_px)
 
     @classmethod

@@ -110,7 +110,7 @@ def free_bytes(device: torch.device) -> int | None:
 
 
 def check_memory(n: int, size_px: int, device: torch.device) -> None:
-    """Raise ValueError, in one line, unless there is memory for training steps with n volumes of size_px^3 voxels."""
+    """Raise ValueError unless there is memory for training steps with n volumes of size_px^3 voxels."""
     need, free = n * size_px**3 * BYTES_PER_VOXEL, free_bytes(device)
     if free is not None and need > free:
         raise ValueError(

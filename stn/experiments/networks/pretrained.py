@@ -21,7 +21,7 @@ def load_weights(name: str, source: str) -> Weights | None:
     """The state_dict of backbone `name` from `source`, None for a random start, which has to be asked for.
 
     `source` is torchvision (inception), package (efficientnet_lite0), random, or the path of a state_dict.
-    Raises ValueError or OSError, in one line, where that is no state_dict of this architecture.
+    Raises ValueError or OSError if that is no state_dict of this architecture.
     """
     if name not in BACKBONES:
         raise ValueError(f"unknown model.backbone={name!r}: choose one of {', '.join(BACKBONES)}")

@@ -19,7 +19,7 @@ def sized(build: Callable[[int], nn.Module], width: int, budget: int | None) -> 
 def solve_width(build: Callable[[int], nn.Module], budget: int) -> int:
     """The largest width whose network has at most `budget` trainable parameters, which have to grow with the width.
 
-    Raises ValueError where a width of 1 has more.
+    Raises ValueError if a width of 1 has more.
     """
 
     def cost(width: int) -> int:

@@ -123,7 +123,7 @@ OPTIONAL: dict[str, Check] = {
 
 
 def checked(record: Any, what: str, remedy: str) -> Record:
-    """The record itself.  Raises ValueError, in one line, where it is no record of this version."""
+    """The record itself.  Raises ValueError if it is no record of this version."""
     found = record.get("version") if isinstance(record, dict) else type(record).__name__
     if found != VERSION:
         raise ValueError(f"{what} has version {found!r:.40}, this code reads version {VERSION}: {remedy}")
@@ -137,7 +137,7 @@ def checked(record: Any, what: str, remedy: str) -> Record:
 
 
 def parsed(text: bytes, what: str, remedy: str) -> Any:
-    """JSON.  Raises ValueError, in one line, where it is none."""
+    """JSON.  Raises ValueError if it is none."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:

@@ -53,7 +53,7 @@ def _metric(pattern: str, found: Found) -> str:
 def find(address: str, known: list[tables.Table], records: list[Record]) -> Found:
     """The cells at table/experiment/column/schedule that have a figure.
 
-    Raises ValueError where the table has no such row or column.
+    Raises ValueError if the table has no such row or column.
     """
     table = next((table for table in known if table.name == address.split("/")[0]), None)
     if table is None or address.count("/") != 3:

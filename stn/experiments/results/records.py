@@ -63,7 +63,7 @@ def core_seconds(record: Record) -> float:
 
 
 def read(path: Path) -> Record:
-    """The record in `path`.  Raises ValueError, in one line, on anything that is not a whole record of this version."""
+    """The record in `path`.  Raises ValueError on anything that is not a whole record of this version."""
     what, remedy = f"the record {path}", "delete it to run again"
     content = parsed(path.read_bytes(), what, remedy)
     written = content.pop("sha256", None) if isinstance(content, dict) else None

@@ -245,7 +245,7 @@ def template() -> Template:
 def page(found: list[Record], known: list[Table], figures: Path, not_run: Path, damaged: list[str]) -> str:
     """The report of the records `found`; `damaged` are the lines about those that could not be read.
 
-    Raises ValueError, in one line, where there is no record at all.
+    Raises ValueError if there is no record at all.
     """
     damaged, usable = list(damaged), []
     for record in found:

@@ -73,7 +73,7 @@ def _row(table: Path, experiment: str) -> dict[str, Any]:
 
 
 def schedule(conf: Path, name: str) -> dict[str, Any]:
-    """A file of conf/schedule.  Raises ValueError where there is none of that name."""
+    """A file of conf/schedule.  Raises ValueError if there is none of that name."""
     known = {path.stem: path for path in sorted((conf / "schedule").glob("*.yaml"))}
     if name not in known:
         raise ValueError(f"unknown --schedule {name}: choose {', '.join(known)}")

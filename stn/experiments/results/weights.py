@@ -23,7 +23,7 @@ def index(folder: Path) -> dict[str, dict[str, str | int]]:
 def keep(source: Path, name: str, folder: Path) -> None:
     """Keep a run's weights.safetensors as <folder>/<name>.safetensors in float16, and list it in index.json.
 
-    Raises ValueError where the folder would hold more than MOST_BYTES.
+    Raises ValueError if the folder would hold more than MOST_BYTES.
     """
     try:
         tensors = load_file(source)

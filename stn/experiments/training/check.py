@@ -141,7 +141,7 @@ def _check_logger(name: str, settings: Any) -> None:
 
 
 def _params(model: Mapping[str, Any], in_shape: tuple[int, ...], classes: int) -> int:
-    """All weights of a config's network, built without memory.  Raises ValueError where it cannot be built."""
+    """All weights of a config's network, built without memory.  Raises ValueError if it cannot be built."""
     if "weights" in model:  # read only once the run has begun
         model = {**model, "weights": "random"}
     try:
@@ -159,7 +159,7 @@ def _params(model: Mapping[str, Any], in_shape: tuple[int, ...], classes: int) -
 
 
 def _check_memory(config: Mapping[str, Any], batch_size: int, in_shape: tuple[int, ...], params: int) -> None:
-    """Raise ValueError where weights or batch alone are larger than the memory that is free; training takes more."""
+    """Raise ValueError if weights or batch alone are larger than the memory that is free; training takes more."""
     device = pick_device(config["device"])
     pixels = batch_size * torch.Size(in_shape).numel()
     needs = {

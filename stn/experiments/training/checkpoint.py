@@ -74,7 +74,7 @@ class Checkpoint(pl.Callback):
 
 
 def check(path: Path, record: records.Record | None = None) -> None:
-    """Raise ValueError, in one line, unless `path` is a whole checkpoint of ours, of that record's run and data."""
+    """Raise ValueError unless `path` is a whole checkpoint of ours, of that record's run and data."""
     remedy = "delete it to start this run afresh"
     try:
         with zipfile.ZipFile(path) as file:

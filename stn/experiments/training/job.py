@@ -32,7 +32,7 @@ class Job:
 
 
 def plan(config: dict[str, Any], overrides: list[str]) -> Job:
-    """Check a resolved config and name its run.  Raises ValueError, in one line, where it cannot be run."""
+    """Check a resolved config and name its run.  Raises ValueError if it cannot be run."""
     check(config)
     groups = identity.asked(config)
     revisions = build.revisions(groups)
@@ -72,7 +72,7 @@ def run(config: dict[str, Any], overrides: list[str], wait_s: int | float = 0) -
 def finished(job: Job) -> records.Record | None:
     """The record of a run that has ended; None where there is none yet.
 
-    Raises ValueError where it is another run's or of one that failed, or the weights are not those of the record.
+    Raises ValueError if it is another run's or of one that failed, or the weights are not those of the record.
     """
     path, weights = job.folder / "result.json", job.folder / "weights.safetensors"
     if not path.exists():

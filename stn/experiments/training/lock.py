@@ -17,7 +17,7 @@ DEAD_S = 60  # without one a run counts as stopped; a network's file system may 
 def locked(folder: Path, wait_s: int | float) -> Iterator[None]:
     """Hold the lock of a run's folder, which is made where it is not there, and touch it every BEAT_S seconds.
 
-    Raises ValueError where the folder cannot be written, or another process holds its lock for `wait_s` seconds.
+    Raises ValueError if the folder cannot be written, or another process holds its lock for `wait_s` seconds.
     """
     path = folder / "lock"
     lock = FileLock(path)

@@ -62,7 +62,7 @@ def sets_rates_alone(scheduler: LRScheduler) -> bool:
 def named_class(config: Any, key: str, base: type) -> tuple[type, dict[str, Any]]:
     """The class, one below `base`, that a config's `_target_` names, and the other keys.
 
-    Raises ValueError where `config` is no such mapping.
+    Raises ValueError if `config` is no such mapping.
     """
     if not isinstance(config, Mapping):
         raise ValueError(f"{key}={config!r} has to be null or a mapping with _target_: a {base.__name__} and its keys")
@@ -96,7 +96,7 @@ class Rehearsal(nn.Module):
 
 @dataclass(frozen=True)
 class Schedule:
-    """The unit of `steps` is one batch.  Raises ValueError, in one line, on values that cannot be trained with.
+    """The unit of `steps` is one batch.  Raises ValueError on values that cannot be trained with.
 
     `optimizer` is a class of torch.optim with its arguments; `others`, one more of those, is for the parameters that
     are no matrices, which Muon does not take.  `lr_scheduler` is a class of torch.optim.lr_scheduler, or None for a
