@@ -240,7 +240,7 @@ def test_a_run_killed_and_interrupted_ends_in_the_bits_of_an_uninterrupted_one(s
     assert story.interrupted.returncode == 128 + signal.SIGINT
     *_, said = err.splitlines()
     safe = torch.load(story.parts / "checkpoint.ckpt", weights_only=True)["curve"][-1]["step"]
-    claimed = re.match(r"stopped by SIGINT: (\d+) of 600 steps of \S+ are safe; go on with: python run.py ", said)
+    claimed = re.match(r"stopped by SIGINT: (\d+) of 600 steps of \S+ are safe; resume with: python run.py ", said)
     assert claimed, said
     assert 0 <= safe - int(claimed[1]) <= 20  # a block, where the signal came between the checkpoint and its note
     assert "Traceback" not in err
