@@ -188,7 +188,7 @@ def test_two_transformers_start_alike_part_and_all_of_both_learns(name, pairs):
 def test_another_number_of_channels_is_refused_in_one_line(name, channels):
     line = (
         f"the network was built for images of 2 x 42 x 42 (channels, height, width), got {channels} x 42 x 42: "
-        "give every image as many channels and pixels, or build it for these"
+        "resize the images, or build the network for this shape"
     )
     with pytest.raises(ValueError) as error:  # noqa: PT011
         make(name)(torch.rand(3, channels, 42, 42))

@@ -208,7 +208,7 @@ def test_both_readings_of_a2_have_its_parameters(stride, params):
 
 @pytest.mark.parametrize("start", [0.0, 1.0, 1.5])
 def test_a_start_that_is_no_window_within_the_image_is_refused(start):
-    with pytest.raises(ValueError, match=rf"^model\.start={start} is not a scale [^\n]*between 0 and 1$"):
+    with pytest.raises(ValueError, match=rf"^model\.start={start} is not the scale [^\n]*between 0 and 1$"):
         build((1, 84, 84), 1, 100_000, 4, start, 0.1)
 
 
