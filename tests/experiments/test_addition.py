@@ -310,5 +310,5 @@ def test_untrained_transformers_prefer_no_channel(pairs):
 
 def test_what_has_no_pose_cannot_be_measured(pairs):
     pairs.distortion = DISTORTIONS["e"]
-    with pytest.raises(ValueError, match=r"^Elastic leaves no pose to compare: choose data/distortion=r or rts$"):
+    with pytest.raises(ValueError, match=r"^Elastic has no pose to compare: choose data/distortion=r or rts$"):
         measure(make("2xST-FCN", 300_000), pairs)

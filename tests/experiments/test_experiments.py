@@ -270,7 +270,7 @@ def test_what_does_not_fit_into_memory_is_refused_before_it_is_allocated(key, va
     (["experiment=mnist_fcn", "seed=range(5,0)"], r"seed=range\(5,0\) asks for no run"),
     (["-m", "seed=range(100000000)"], r"seed=range\(100000000\) asks for more than 10,000 runs"),
     (["seed=range(1000)", "budget=range(1000)"], r"budget=range\(1000\) asks for more than 10,000 runs"),
-    (["seed=interval(0,1)"], r"seed=interval\(0,1\): an interval has no end of values"),
+    (["seed=interval(0,1)"], r"seed=interval\(0,1\): an interval has infinitely many values"),
 ])  # fmt: skip
 def test_a_command_that_asks_for_nothing_or_too_much_is_refused(words, says):
     with pytest.raises(ValueError, match=rf"^{says}[^\n]*$"):

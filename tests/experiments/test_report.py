@@ -391,7 +391,7 @@ def test_without_a_record_one_line_says_so_and_the_old_report_stays(script, tmp_
     old.write_text("old")
     save(tmp_path / "runs", record(smoke=True))
     code, _ = script()
-    assert code == "error: there is no record to report on: make one with `make reproduce-table1`"
+    assert code == "error: there is no record to report: make some with `make reproduce-table1`"
     assert old.read_text() == "old"
 
 

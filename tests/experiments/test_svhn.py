@@ -239,7 +239,7 @@ def test_an_interrupted_preparation_ends_in_the_same_bytes(folder, monkeypatch):
 BAD = {
     "missing": (lambda f: f.pop("train/3.png"), r"lacks 1 of the 12 pictures"),
     "renamed": (lambda f: f.__setitem__("train/x3.png", f.pop("train/3.png")), r"lacks 1 of the 12 pictures"),
-    "truncated": (lambda f: f.__setitem__("train/3.png", f["train/3.png"][:200]), r"3\.png is not a whole picture"),
+    "truncated": (lambda f: f.__setitem__("train/3.png", f["train/3.png"][:200]), r"3\.png is not a complete picture"),
     "no digitStruct": (lambda f: f.pop("train/digitStruct.mat"), r"has no digitStruct\.mat"),
     "leaves the folder": (lambda f: f.__setitem__("train/../../x.png", b""), r"'train/\.\./\.\./x\.png', which is no"),
     "of another folder": (lambda f: f.__setitem__("/etc/x.png", b""), r"which is not a file of train/"),
