@@ -103,7 +103,7 @@ const size = ([x0, y0, x1, y1]) => Math.max(x1 - x0, y1 - y0);
 
 function oneDigit(ink) {
   const { w, h } = ink, peak = quantile(ink.a, 0.999), sigma = -quantile(ink.a, 0.25) / 0.674;
-  if (peak < Math.max(FAINT, NOISE * sigma)) throw new Error("No ink can be seen in it: take a dark pen on bright paper.");
+  if (peak < Math.max(FAINT, NOISE * sigma)) throw new Error("No ink is visible in it: use a dark pen on bright paper.");
   const mask = map(ink, v => (v > EDGE * peak ? 1 : 0));
   const largest = Math.max(...[...boxes(parts(mask), mask).values()].map(size));
   const label = parts(extreme(mask, 2 * Math.round(GAP * largest / 2) + 1, 1)), found = boxes(label, mask);
@@ -111,7 +111,7 @@ function oneDigit(ink) {
   const chosen = (inside.length ? inside : [...found]).sort((p, q) => size(q[1]) - size(p[1]));
   const [x0, y0, x1, y1] = chosen[0][1], overlaps = b => b[0] < x1 && b[2] > x0 && b[1] < y1 && b[3] > y0;
   const others = chosen.filter(([, b]) => !overlaps(b) && size(b) >= OTHER * size(chosen[0][1])).length;
-  if (others) throw new Error(`it shows ${others + 1} separate figures: crop it to one digit.`);
+  if (others) throw new Error(`It shows ${others + 1} separate figures: crop it to one digit.`);
   const mine = new Map(chosen.filter(([, b]) => overlaps(b))), corners = [...mine.values()];
   const box = [0, 1, 2, 3].map(k => Math[k < 2 ? "min" : "max"](...corners.map(b => b[k])));
   return { mask: map(mask, (v, i) => (v && mine.has(label[i]) ? 1 : 0)), box };

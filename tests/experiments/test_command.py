@@ -80,9 +80,7 @@ def test_an_option_that_is_no_number_in_its_range_says_so(text):
     options = command.Options("")
     options.add_argument("--n", type=command.a_number(1, 10))
     assert options.parse_args(["--n", "10"]).n == 10
-    with pytest.raises(
-        SystemExit, match=r"^error: argument --n: '[^\n]*' has to be a whole number, 1 or more"
-    ):
+    with pytest.raises(SystemExit, match=r"^error: argument --n: '[^\n]*' has to be a whole number, 1 or more"):
         options.parse_args(["--n", text])
 
 

@@ -159,4 +159,4 @@ def test_a_run_of_two_processes_ends_in_one_line_with_the_second_one_and_goes_on
     again = start(*words)
     said, _ = again.communicate(timeout=900)
     assert again.returncode == 0, said
-    assert "goes on from" in said
+    assert "resumes from" in said

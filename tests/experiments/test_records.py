@@ -52,9 +52,7 @@ def test_a_record_in_which_a_digit_was_changed_is_refused(tmp_path):
     path = tmp_path / "result.json"
     records.write(path, record(error=91.20))
     path.write_text(path.read_text().replace("91.2", "1.2"))
-    with pytest.raises(
-        ValueError, match=rf"^the record {path} is damaged \(it was changed after the run\): delete it"
-    ):
+    with pytest.raises(ValueError, match=rf"^the record {path} is damaged \(it was changed after the run\): delete it"):
         records.read(path)
 
 

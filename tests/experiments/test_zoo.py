@@ -112,7 +112,7 @@ def test_the_best_transformer_has_the_lowest_error(runs):
     plain = MODEL | {"localisation": None, "transform": None}
     write(runs, record("plain", error=-1.0, config=record("x")["config"] | {"model": plain}))
     assert zoo.best_transformer("rts", ROOT, runs) == "best"
-    with pytest.raises(ValueError, match="no recorded spatial transformer on q: name another with --model"):
+    with pytest.raises(ValueError, match="no recorded spatial transformer on q: choose another network with --model"):
         zoo.best_transformer("q", ROOT, runs)
 
 
