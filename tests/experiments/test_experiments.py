@@ -196,7 +196,7 @@ REFUSED = {  # of mnist_st_cnn_affine's config: key, value, what is said
     "schedule_name": ("a/b", "has to be a name of up to 100 letters"),
     "runs_dir": ("", "has to be a folder's path"),
     "data": (None, "has to be a mapping"),
-    "data.distortion": (5, "it is a file of conf/data/distortion"),
+    "data.distortion": (5, "choose a file of conf/data/distortion"),
     "data.distortion.max_angle_deg": (float("nan"), "has to be a number, 0 or more"),
     "data.distortion.canvas_px": (10**6, "has to be a whole number, 28 or more, up to 1,024"),
     "data.test_split": ([1], "choose test or valid"),

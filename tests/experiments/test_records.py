@@ -157,7 +157,7 @@ def test_a_record_that_was_tampered_with_gives_no_traceback(tmp_path):
         try:
             report.page([accepted], [TABLE], tmp_path / "none", tmp_path / "none.yaml", [])
         except ValueError as error:
-            assert str(error).startswith("there is no record to report on")  # noqa: PT017
+            assert str(error).startswith("there is no record to report")  # noqa: PT017
     assert 200 < len(messages) < 400
     assert all(len(message.splitlines()) == 1 for message in messages)
 
