@@ -1,15 +1,15 @@
 # Every target sets up what it needs: a virtual environment in .venv, the pinned packages, the data in data/.
-# Variables reach the shell as its own, "$$SCHEDULE": no quote in a value can break a recipe.
+# Recipes use variables from the environment, "$$SCHEDULE", so that quotes in a value cannot break them.
 PYTHON ?= python3# 3.10 to 3.13
 SCHEDULE ?= fast# smoke | quick | fast | onecycle | paper, or any other of conf/schedule
 SEEDS ?= 0# such as 0,1,2
 ROWS ?=# only these rows of a table: experiments, such as mnist_fcn,mnist_st_fcn_tps
 COLUMNS ?=# only these columns, such as r,rts (Table 2: 64,128; Table 5: digits; 3D: 28.0,16.0)
 LAUNCHER ?= basic# basic | joblib | ray_local | ray_cluster | submitit_local | slurm
-TABLE ?= table1# of status and dashboard
-EXTRAS ?=# what setup adds for a launcher or Table 3: ray | submitit | birds
-ARGS ?=# further words for run.py, bench or figures, separated by blanks: ARGS="threads=1 logger=none"
-# a terminal's width is called COLUMNS, too: it is no part of a table, and a part of a table is no width
+TABLE ?= table1# for status and dashboard
+EXTRAS ?=# extras that setup adds for a launcher or Table 3: ray | submitit | birds
+ARGS ?=# further arguments of run.py, bench or figures, separated by blanks: ARGS="threads=1 logger=none"
+# A terminal's width is also called COLUMNS: it must not choose columns of a table, nor must a choice become a width.
 PART := $(if $(findstring command,$(origin COLUMNS)),$(COLUMNS))
 unexport COLUMNS
 export SCHEDULE SEEDS ROWS PART COLUMN LAUNCHER TABLE EXTRAS ARGS
@@ -34,7 +34,7 @@ $(SETUP): pyproject.toml constraints.txt
 	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[experiments,dev,docs,joblib,onnx,svhn,dashboard,search,tensorboard]'
 	@touch $@
 
-setup: $(SETUP) ## the virtual environment .venv; EXTRAS=ray (or submitit, birds) adds what it names
+setup: $(SETUP) ## the virtual environment .venv; EXTRAS=ray (or submitit, birds) adds that extra
 	@test -z "$$EXTRAS" || $(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[$$EXTRAS]"
 
 data: $(SETUP) ## fetch and check MNIST (55 MB) into data/mnist
@@ -49,11 +49,11 @@ data-svhn-rendered: $(SETUP) ## draw and crop 30,000 house numbers (2.5 GB, synt
 data-cub: $(SETUP) ## fetch, check and unpack CUB-200-2011 (1.2 GB) into data/cub
 	@$(PY) scripts/prepare.py cub
 
-reproduce-table1: data ## Table 1: train what is not finished yet, then the table (SCHEDULE, ROWS, COLUMNS, SEEDS, LAUNCHER, ARGS)
+reproduce-table1: data ## Table 1: train unfinished runs, then make the table (SCHEDULE, ROWS, COLUMNS, SEEDS, LAUNCHER, ARGS)
 
 reproduce-table2: SCHEDULE = svhn
 reproduce-table2: COLUMN = data.size_px
-reproduce-table2: ## Table 2, likewise: SVHN, or rendered numbers (SCHEDULE=svhn_small ARGS=data=svhn_rendered)
+reproduce-table2: ## Table 2, likewise: SVHN, or rendered house numbers (SCHEDULE=svhn_small ARGS=data=svhn_rendered)
 
 reproduce-table3: SCHEDULE = cub
 reproduce-table3: COLUMN = data
@@ -63,17 +63,17 @@ reproduce-table4: data ## Table 4: MNIST addition, likewise
 
 reproduce-table5: SCHEDULE =
 reproduce-table5: COLUMN = data.digit
-reproduce-table5: data ## Table 5, likewise: co-localisation, 20 cells of one to two minutes each with a schedule of its own
+reproduce-table5: data ## Table 5, likewise: co-localisation with its own schedule, 20 cells of one to two minutes
 
 reproduce-3d: SCHEDULE = fast_3d
 reproduce-3d: COLUMN = data.thickness_px
 reproduce-3d: data ## 3D MNIST (A.3, Figure 5), likewise; SCHEDULE is fast_3d unless given
 
 reproduce-uses: SCHEDULE = quick
-reproduce-uses: data ## theta fed forward, in series, another size, recurrent, on RTS (docs/uses.md)
+reproduce-uses: data ## other uses on RTS: theta fed forward, series, output size, recurrence (docs/uses.md)
 
 reproduce-pooled: SCHEDULE = fast_sgd
-reproduce-pooled: data ## the pool after the transformer with and without the transformer, on RTS and TC
+reproduce-pooled: data ## A.4's average pool with and without the transformer before it, on RTS and TC
 
 $(TABLES): reproduce-%: $(SETUP)
 	@set -f; status=0; \
@@ -81,40 +81,40 @@ $(TABLES): reproduce-%: $(SETUP)
 		$${ROWS:+"experiment=$$ROWS"} $${PART:+"$$COLUMN=$$PART"} $$ARGS || status=$$?; \
 	$(PY) scripts/table.py $* $${SCHEDULE:+--schedule "$$SCHEDULE"} && exit $$status
 
-status: $(SETUP) ## which cells of TABLE are done, running, failed or missing, and the time left (SCHEDULE, SEEDS)
+status: $(SETUP) ## the cells of TABLE that are done, running, failed or missing, and the time left (SCHEDULE, SEEDS)
 	@$(PY) scripts/status.py "$$TABLE" --schedule "$$SCHEDULE" --seeds "$$SEEDS"
 
-dashboard: $(SETUP) ## W&B workspace and report of TABLE, where an account is set up
+dashboard: $(SETUP) ## W&B workspace and report of TABLE; needs a W&B account
 	@$(PY) scripts/dashboard.py "$$TABLE"
 
 records: $(SETUP) ## keep the records of finished runs (runs/) in git (results/records.jsonl)
 	@$(PY) scripts/keep_records.py
 
-figures: data ## docs/figures: samples of the data, what recorded transformers do; ARGS="figure3" draws that one
+figures: data ## draw docs/figures: samples of the data, recorded transformers; ARGS="figure3" draws only that one
 	@set -f; $(PY) scripts/figures.py $$ARGS
 
 report: $(SETUP) ## results/report.html: every table, curve and figure on one page, from the records
 	@$(PY) scripts/report.py
 
-docs: $(SETUP) ## the documentation as a site in site/, warnings are errors
+docs: $(SETUP) ## the documentation site in site/; warnings are errors
 	@NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --quiet --strict
 
-bench: data ## speed, each against its usual way, side by side (about five minutes); ARGS="a b" runs these parts
+bench: data ## speed against the usual ways, side by side (about five minutes); ARGS="a b" runs only these parts
 	@set -f; $(PY) scripts/bench.py $$ARGS
 
-bundle: data ## build/bundle: all that a machine without a network needs (at most 60 MB); docs/gpu.md
+bundle: data ## build/bundle: everything for a machine without a network (at most 60 MB); docs/gpu.md
 	@set -f; $(PY) scripts/bundle.py make $$ARGS
 
-campaign: data ## on a GPU: its tests, bench, then all tables, in slices that go on where they stood; ARGS="--minutes 9"
+campaign: data ## on a GPU: its tests, bench, then all tables, in slices that resume; ARGS="--minutes 9"
 	@set -f; $(PY) scripts/campaign.py $$ARGS
 
-test-gpu: data ## the tests that need a GPU, each skipped with its reason where there is none
+test-gpu: data ## the tests that need a GPU; without one, each is skipped with its reason
 	@$(PY) -m pytest -m gpu -rs tests/gpu tests/unit
 
 test-unit: $(SETUP) ## the tests of the library alone, in seconds and without data
 	@$(PY) -m pytest tests/unit
 
-test: data ## all tests but the slow ones (four to six minutes on two cores)
+test: data ## all tests except the slow ones (four to six minutes on two cores)
 	@$(PY) -m pytest -n 2 --dist loadfile
 
 test-slow: data ## every launcher for real, every make target, every documented command (half an hour)

@@ -35,23 +35,23 @@ from stn.experiments import command, preflight, resolvers
 from stn.experiments.errors import one_line
 from stn.experiments.yaml_files import yaml_error
 
-os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands errors on to us, and we say them in one line
-os.environ.setdefault("PYTHONWARNINGS", "ignore:resource_tracker:UserWarning")  # joblib's, of what a stop leaves to it
+os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra passes errors on, and we print them in one line
+os.environ.setdefault("PYTHONWARNINGS", "ignore:resource_tracker:UserWarning")  # joblib's warning after a stop
 CONF = command.ROOT / "conf"
 resolvers.register()
 
 
 def check_keys(cfg: Any, choices: dict[str, str | None]) -> None:
-    """Raise ValueError on a key that neither conf/config.yaml nor a chosen group's file has.
+    """Raise ValueError on a key that is neither in conf/config.yaml nor in a chosen group's file.
 
-    Hydra checks the command line, but adds whatever key an experiment file holds.
+    Hydra checks the command line, but accepts any key in an experiment file.
     """
     if "experiment" in cfg:
         raise ValueError(
             f"experiment={choices.get('experiment')}: its file is empty or does not begin with `# @package _global_`"
         )
     known: Any = OmegaConf.load(CONF / "config.yaml")
-    loggers = cfg.get("logger") if isinstance(cfg.get("logger"), DictConfig) else {}  # several are no choice of Hydra's
+    loggers = cfg.get("logger") if isinstance(cfg.get("logger"), DictConfig) else {}  # several loggers
     for group, option in [*choices.items(), *(("logger", name) for name in loggers)]:
         file = CONF / group / f"{option}.yaml"
         if group != "experiment" and file.is_file():
@@ -72,7 +72,7 @@ def check_keys(cfg: Any, choices: dict[str, str | None]) -> None:
                 )
             if allowed[key] is not None and not isinstance(
                 allowed[key], str
-            ):  # null and an interpolation stand for any
+            ):  # null and an interpolation accept any value
                 compare(value, allowed[key], f"{path}{key}.")
 
     compare(OmegaConf.to_container(cfg), OmegaConf.to_container(known), "")
@@ -84,29 +84,30 @@ LAUNCHERS = {"basic": None, "joblib": "joblib", "ray": "ray", "ray_local": "ray"
 
 
 def what_is_wrong(error: BaseException) -> str:
-    """What is wrong, in one line: the cause where Hydra only wraps it, the valid keys or names where one is unknown."""
+    """What is wrong, in one line: the cause of an error that Hydra wraps, or the choices for an unknown key or name."""
     cause: Any = error.__cause__
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, option = error.missing_cfg_file.removesuffix(".yaml").rpartition("/")
-        # Hydra names none for one of several
+        # Hydra lists no options when one of several choices is unknown
         options = sorted(error.options or (path.stem for path in (CONF / group).glob("*.yaml")))
         if group == "hydra/launcher":
             options = [name for name in LAUNCHERS if name not in ("ray", "submitit_slurm")]
             if extra := LAUNCHERS.get(option):
                 return f"{group}={option} is not installed: make setup EXTRAS={extra}, or pip install '.[{extra}]'"
-        return f"unknown {group}={option}: choose {', '.join(options)}" if group else f"there is no conf/{option}.yaml"
+        choices = ", ".join(options)
+        return f"unknown {group}={option}: choose one of {choices}" if group else f"conf/{option}.yaml does not exist"
     if isinstance(error, OverrideParseException):
-        return f"{error.override!r} cannot be read: give KEY=VALUE, with other characters in quotes: 'KEY=\"VALUE\"'"
+        return f"{error.override!r} cannot be read: write KEY=VALUE, and quote special characters: 'KEY=\"VALUE\"'"
     if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
         return f"{error.problem_mark.name} is not YAML: {yaml_error(error)}"
     if isinstance(error, InterpolationResolutionError | InterpolationKeyError):
-        return f"{error.full_key} refers to something that cannot be found: a key, an environment variable, or itself"
+        return f"{error.full_key} refers to a key or an environment variable that does not exist, or to itself"
     if isinstance(error, ConfigAttributeError | ConfigKeyError):
         return f"{error.full_key or error.key} is missing: every run has it"
     if isinstance(error, UnicodeDecodeError):
-        return f"a file that was read is not text in UTF-8: {error}"
-    if isinstance(error, OSError) and error.filename is None and error.strerror:  # a full disk, as libraries say it
-        return f"{error.strerror}: look at runs_dir, data.root and the temporary folder {tempfile.gettempdir()}"
+        return f"a file is not UTF-8 text: {error}"
+    if isinstance(error, OSError) and error.filename is None and error.strerror:  # a library's error on a full disk
+        return f"{error.strerror}: check runs_dir, data.root and the temporary folder {tempfile.gettempdir()}"
     if isinstance(error, InstantiationException) and cause is not None:
         return what_is_wrong(cause)
     unknown = isinstance(error, ConfigCompositionException) and isinstance(cause, OmegaConfBaseException)
@@ -115,12 +116,12 @@ def what_is_wrong(error: BaseException) -> str:
     return one_line(error)
 
 
-DYING_S = 60  # a job that is run again may meet the dead node's process, which takes a while to notice
+DYING_S = 60  # how long a restarted job waits for the process of a dead node, which takes a while to notice
 EXPECTED = (HydraException, OmegaConfBaseException, yaml.YAMLError, RecursionError, *command.EXPECTED)
 
 
 def is_bug(error: BaseException) -> bool:
-    """Whether an error is one of ours, whose traceback has to be seen; STN_DEBUG=1 shows it for all."""
+    """Whether an error is a bug, whose traceback should be shown; STN_DEBUG=1 shows it for every error."""
     wrapped = isinstance(error, InstantiationException) and error.__cause__ is not None
     return bool(os.environ.get("STN_DEBUG")) or (wrapped and not isinstance(error.__cause__, EXPECTED))
 
@@ -137,19 +138,19 @@ def main(cfg: DictConfig) -> Any:
     try:
         if multirun and cfg.get("devices", 1) != 1:
             raise ValueError(
-                f"devices={cfg.devices} in a sweep, whose every process would sweep again: give each job one device, "
-                "or start the runs one by one"
+                f"devices={cfg.devices} in a sweep: each of its processes would start the sweep again; give each job "
+                "one device, or start the runs one by one"
             )
         if Path(hydra_config.runtime.cwd).is_dir():
-            os.chdir(hydra_config.runtime.cwd)  # a worker on another node starts elsewhere
+            os.chdir(hydra_config.runtime.cwd)  # a worker on another node starts in another folder
         check_keys(cfg, hydra_config.runtime.choices)
         if cfg.experiment_name is None:
             names = ", ".join(sorted(file.stem for file in (CONF / "experiment").glob("*.yaml")))
-            raise ValueError(f"no experiment: python run.py experiment=NAME, with NAME one of {names}")
+            raise ValueError(f"no experiment chosen: python run.py experiment=NAME, with NAME one of {names}")
         if not multirun and not command.worker():
             logging.info("%s, seed %s: loading PyTorch", cfg.experiment_name, cfg.seed)
         from stn.experiments.training.environment import take_card
-        from stn.experiments.training.job import run  # what an error or --help does not need is not loaded
+        from stn.experiments.training.job import run  # loads PyTorch, which an error or --help does not need
 
         if multirun:
             take_card(hydra_config.job.num)

@@ -1,15 +1,15 @@
-"""Speed, each side by side with its usual way in one run on this machine.  Ratios, medians of several rounds; no test.
+"""Measure speed, each part against the usual way of doing it, side by side on this machine: medians of several rounds.
 
 (a) distortions against albumentations, one thread each
-(b) training steps of the FCN through the engine against one Trainer call a step
-(c) ST-CNN Aff against the plain fp32 loop
-(d) FLOP/s in the CNN's step over the machine's GEMM rate
-(e) what the spatial transformer adds to its CNN
-(f) Table 2 at full width: ST-CNN Single and Multi against their CNN; the paper's Multi is 6 % slower
-(g) Table 5: the steps of several cells one after the other against one step of all of them as one batch
+(b) training steps of the FCN: the engine against one Trainer call a step
+(c) ST-CNN Aff against a plain fp32 loop
+(d) the CNN's step: its FLOP/s as a share of the machine's GEMM rate
+(e) the time that the spatial transformer adds to its CNN
+(f) Table 2 at full width: ST-CNN Single and Multi against their CNN (the paper's Multi is 6 % slower)
+(g) Table 5: a step of several cells in turn against one step of all of them as one batch
 (k) grid, warp and gradient of every transform against PyTorch's and kornia's functions
-On a GPU, in one line without one:
-(h) every row's step captured, uncaptured and in a usual Lightning loop; FLOP/s over the GEMM rate, bytes over bandwidth
+On a GPU only:
+(h) every row's step: captured, eager and in the usual Lightning loop, beside the limits of GEMM rate and bandwidth
 (i) images/s of the distortions
 (j) steps/s of 1, 2, 4 and 8 runs at once on one card
 """
@@ -26,7 +26,7 @@ from importlib.util import find_spec
 from io import StringIO
 from typing import TYPE_CHECKING, Any
 
-os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # it would ask a registry at import
+os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # otherwise it contacts a registry at import
 
 import bench_cuda
 import cv2
@@ -56,29 +56,29 @@ from stn.experiments.training.schedule import Schedule
 if TYPE_CHECKING:
     import albumentations as A
 
-HAVE_ALBUMENTATIONS = find_spec("albumentations") is not None  # a machine of scripts/bundle.py has none
-LACKING = "albumentations is not installed: what would be compared with it is left out"
+HAVE_ALBUMENTATIONS = find_spec("albumentations") is not None  # not on a machine set up by scripts/bundle.py
+LACKING = "albumentations is not installed: its comparisons are skipped"
 
 CPU = torch.device("cpu")
 CONFIG = OmegaConf.load(ROOT / "conf/config.yaml")
 BATCH = 256  # the paper's
-BF16 = fast_bf16(CPU)  # as `precision=auto` picks it for networks with convolutions
+BF16 = fast_bf16(CPU)  # whether `precision=auto` picks it for networks with convolutions
 PRECISION = "bf16" if BF16 else "fp32"
 
 
 def group(name: str, **changed: Any) -> dict[str, Any]:
-    """The values of a file of conf/, with some of them changed; without `defaults`, which Hydra alone reads."""
+    """The values of a file of conf/, some of them changed, without `defaults`, which only Hydra reads."""
     settings: Any = OmegaConf.to_container(OmegaConf.load(ROOT / f"conf/{name}.yaml"))
     return {key: value for key, value in settings.items() if key != "defaults"} | changed
 
 
 def mnist(data: DistortedMnist, **parts: Any) -> Any:
-    """A network of Table 1, as wide as the paper says."""
+    """A network of Table 1 with the widths of the paper."""
     return build.network(group("model/mnist", budget=None, **parts), data.in_shape, data.classes)
 
 
 def albumentations_pipeline(name: str) -> "A.Compose":
-    """The nearest that albumentations offers, on one 28 x 28 image at a time."""
+    """The closest pipeline that albumentations offers, on one 28 x 28 image at a time."""
     import albumentations as A
 
     linear = {"interpolation": cv2.INTER_LINEAR, "fill": 0, "p": 1.0}
@@ -113,7 +113,7 @@ def bench_distortions() -> None:
     for name in ("r", "rts", "p", "e", "tc"):
         distortion = distorted_mnist(name).distortion
         ways: dict[str, Callable[[], object]] = {"ours": partial(distortion.apply, digits, index, generator)}
-        if name != "tc" and HAVE_ALBUMENTATIONS:  # which has nothing like clutter
+        if name != "tc" and HAVE_ALBUMENTATIONS:  # it has no clutter
             ways["theirs"] = partial(one_by_one, albumentations_pipeline(name), images)
         took = side_by_side(ways)
         theirs = (
@@ -126,7 +126,7 @@ def bench_distortions() -> None:
 
 
 class AlbumentationsDigits(torch.utils.data.Dataset):
-    """One digit at a time through albumentations, as a tutorial's data set has it."""
+    """One digit at a time through albumentations, as in a tutorial."""
 
     def __init__(self, data: DistortedMnist):
         self.images, self.labels, self.pipeline = data.digits.numpy(), data.labels, albumentations_pipeline("r")
@@ -145,7 +145,7 @@ def trainer(epochs: int, **kwargs) -> pl.Trainer:
 
 def bench_engine(steps: int = 200) -> None:
     data = distorted_mnist("r")
-    plain = TensorDataset(data.digits[:, None].float() / 255, data.labels)  # no distortion at all: an upper bound
+    plain = TensorDataset(data.digits[:, None].float() / 255, data.labels)  # no distortion: an upper bound
     schedule = Schedule(
         steps, BATCH, CONFIG.schedule.block_steps, group("optimizer/sgd", lr=0.01),
         group("schedule/onecycle")["schedule"]["lr_scheduler"], bound={"all": 1.0},
@@ -158,7 +158,7 @@ def bench_engine(steps: int = 200) -> None:
         loader = DataLoader(dataset, batch_size=BATCH, shuffle=True)  # 235 batches an epoch: more than `steps`
 
         def fit() -> None:
-            with redirect_stdout(StringIO()):  # the bar costs what it costs, but nobody wants to see it here
+            with redirect_stdout(StringIO()):  # the bar is part of the cost, but not shown here
                 trainer(1, limit_train_batches=steps).fit(bench_cuda.UsualWay(network(), Classification()), loader)
 
         return fit
@@ -176,7 +176,7 @@ def bench_engine(steps: int = 200) -> None:
     )
     print(f"\n(b) FCN on R, batch {BATCH}: training steps/s")
     print(f"    ours, distortions on the fly           {steps / took['engine']:9.0f}")
-    for name, text in (("usual", "DataLoader + albumentations + Trainer"), ("bare", "the same without any distortion")):
+    for name, text in (("usual", "DataLoader + albumentations + Trainer"), ("bare", "the same without distortion")):
         if name not in took:
             print(f"    {LACKING}")
             continue
@@ -184,7 +184,7 @@ def bench_engine(steps: int = 200) -> None:
 
 
 class PlainStn(nn.Module):
-    """A spatial transformer as the tutorials write it, around the same two networks."""
+    """A spatial transformer as tutorials write it, with the same two networks."""
 
     def __init__(self, localisation: nn.Module, classifier: nn.Module):
         super().__init__()
@@ -222,7 +222,7 @@ def bench_st_cnn() -> None:
     st_cnn = {"classifier": "cnn", "localisation": "convolutional", "transform": "affine"}
     ours, theirs = mnist(data, **st_cnn).to(memory_format=torch.channels_last), mnist(data, **st_cnn)
     first = theirs.classifier[0][0]
-    first.forward = partial(nn.Conv2d.forward, first)  # without our faster gradient
+    first.forward = partial(nn.Conv2d.forward, first)  # without SlimConv2d's faster gradient
     baseline = mnist(data, classifier="cnn").to(memory_format=torch.channels_last)
     took = side_by_side(
         {
@@ -264,7 +264,7 @@ def bench_flops() -> None:
     print("\n(d) the CNN's training step at the GEMM rate of its precision")
     print("        precision  GFLOP a step    ms   GFLOP/s   GEMM   share   forward of each layer (share of GEMM)")
     if not BF16:
-        print("    bf16 not measured: it is no faster than fp32 on this machine")
+        print("    bf16 not measured: it is not faster than fp32 on this machine")
     for precision in ("bf16", "fp32") if BF16 else ("fp32",):
         dtype = torch.bfloat16 if precision == "bf16" else torch.float32
         gemm = bench_cuda.gemm_rate(dtype, CPU, 2048)
@@ -273,7 +273,7 @@ def bench_flops() -> None:
             network = mnist(data, classifier="cnn").to(memory_format=torch.channels_last)
             u, label = next(fresh(data))
             layers = conv_flops(network, u)
-            # forward, gradient of the weights, and gradient of the input but for the first layer
+            # forward, gradient of the weights, and gradient of the input except in the first layer
             flops = sum((2 if i == 0 else 3) * n for i, (*_, n) in enumerate(layers))
 
             def once(u=u, label=label) -> Iterator[tuple[Tensor, Tensor]]:
@@ -294,7 +294,7 @@ def bench_flops() -> None:
 
 
 class Given(nn.Module):
-    """A localisation network that costs nothing: a theta of its own, the identity."""
+    """A localisation network that costs nothing: theta is always the identity."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -340,7 +340,7 @@ def forward_backward(network: nn.Module, u: Tensor, label: Tensor) -> None:
 
 
 def bench_cells(cells: int = 5) -> None:
-    """The batch: `cells` localisation networks under vmap, all their crops through the encoder at once."""
+    """As one batch: `cells` localisation networks under vmap, all their crops through the encoder at once."""
     where = {"precision": PRECISION, "runs": ROOT / "runs", "data_root": ROOT / "data"}
     objective: TripletHinge = build.objective(group("objective/colocalisation"), **where)
     n = group("schedule/colocalisation")["schedule"]["batch_size"]
@@ -376,7 +376,7 @@ def bench_cells(cells: int = 5) -> None:
 
     took = side_by_side({"loop": one_after_the_other, "batch": one_batch}, min_s=1)
     print(f"\n(g) Table 5, ms a step of {cells} cells of {n} images")
-    print(f"    one after the other    {1e3 * took['loop']:9.1f}")
+    print(f"    in turn                {1e3 * took['loop']:9.1f}")
     print(f"    as one batch           {1e3 * took['batch']:9.1f} {took['loop'] / took['batch']:9.2f}x")
 
 
@@ -395,12 +395,12 @@ PARTS = {
 def main() -> None:
     parser = Options(__doc__)
     parser.add_argument(
-        "parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)} (default: all; c shows e, too)"
+        "parts", nargs="*", metavar="PART", help=f"any of {', '.join(PARTS)} (default: all; c includes e)"
     )
     options = parser.parse_args()
-    if unknown := [part for part in options.parts if part not in PARTS]:  # choices= refuses none at all before 3.12
-        raise ValueError(f"unknown part {unknown[0]!r}: choose among {', '.join(PARTS)}")
-    warnings.filterwarnings("ignore", module="pytorch_lightning")  # of the usual way, which a tutorial leaves alone
+    if unknown := [part for part in options.parts if part not in PARTS]:  # choices= needs Python 3.12
+        raise ValueError(f"unknown part {unknown[0]!r}: choose from {', '.join(PARTS)}")
+    warnings.filterwarnings("ignore", module="pytorch_lightning")  # of the usual way
     machine = describe(CPU)
     print(f"{machine['device']}, {machine['threads']} threads, PyTorch {torch.__version__}; about five minutes")
     for part in options.parts or PARTS:

@@ -13,7 +13,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from torch import Generator, Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode  # its documented name: PyTorch has no other
+from torch.utils._python_dispatch import TorchDispatchMode  # PyTorch documents it under this name alone
 from torch.utils.data import DataLoader, TensorDataset
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -26,10 +26,10 @@ from stn.experiments.training.job import schedule_of
 from stn.experiments.training.schedule import takes_rate_from_device
 from stn.experiments.training.step import step
 
-TIME_S = 1.0  # of one measurement
+TIME_S = 1.0  # length of one measurement
 FIRST = 10  # steps of a Trainer before it is timed
-ON_DEVICE = ("mnist", "addition", "voxel", "coloc")  # first words of the experiments whose batches need no host
-NONE = "PyTorch sees no CUDA device: the parts h, i and j of the bench are left out"
+ON_DEVICE = ("mnist", "addition", "voxel", "coloc")  # prefixes of the experiments whose batches need no host
+NONE = "PyTorch sees no CUDA device: parts h, i and j of the bench are skipped"
 Step = Callable[[], dict[str, Tensor]]
 
 
@@ -39,8 +39,8 @@ def wait(device: torch.device) -> None:
 
 
 def per_second(take: Callable[[], object], device: torch.device, time_s: float = TIME_S) -> float:
-    """How often it can be called in a second, after a few calls, over about `time_s`."""
-    for _ in range(5):  # a captured step is recorded in the fourth
+    """Calls per second, measured over about `time_s` after a few warm-up calls."""
+    for _ in range(5):  # a captured step is recorded in the fourth call
         take()
     wait(device)
     start, count = time.perf_counter(), 0
@@ -62,7 +62,7 @@ def config_of(experiment: str, *words: str) -> dict[str, Any]:
 
 
 class Row:
-    """The step of an experiment under a schedule, as the engine takes it, without Lightning around it."""
+    """The step of an experiment under a schedule, as the engine takes it, without Lightning."""
 
     def __init__(self, experiment: str, schedule: str, device: torch.device, *words: str):
         config = config_of(experiment, f"schedule={schedule}", *words)
@@ -97,7 +97,7 @@ class Row:
 
 
 class Autocast(nn.Module):
-    """A network under the precision of its run, as the engine calls it."""
+    """A network in the precision of its run, as the engine calls it."""
 
     def __init__(self, network: nn.Module, precision: str):
         super().__init__()
@@ -109,7 +109,7 @@ class Autocast(nn.Module):
 
 
 class Traffic(TorchDispatchMode):
-    """Counts the bytes of what every operation reads and writes: what would move if nothing stayed in a cache."""
+    """Counts the bytes that every operation reads and writes: the memory traffic without any cache."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -123,7 +123,7 @@ class Traffic(TorchDispatchMode):
 
 
 def tensors(values: Any) -> Iterator[Tensor]:
-    """Those among the arguments or the results of an operation, which come in lists and tuples."""
+    """The tensors among the arguments or results of an operation, also inside lists and tuples."""
     if isinstance(values, Tensor):
         yield values
     elif isinstance(values, list | tuple):
@@ -146,14 +146,14 @@ def gemm_rate(dtype: torch.dtype, device: torch.device, n: int) -> float:
 
 
 def bandwidth(device: torch.device, n_bytes: int) -> float:
-    """Bytes a second that a copy reads and writes."""
+    """Bytes per second that a copy reads and writes."""
     a = torch.empty(n_bytes, dtype=torch.uint8, device=device)
     b = torch.empty_like(a)
     return 2 * n_bytes * per_second(lambda: b.copy_(a), device)
 
 
 class UsualWay(pl.LightningModule):
-    """What a tutorial does: one training_step a batch, the loss logged."""
+    """The way of the tutorials: one training_step per batch, the loss logged."""
 
     def __init__(self, network: nn.Module, objective: Any):
         super().__init__()
@@ -169,7 +169,7 @@ class UsualWay(pl.LightningModule):
 
 
 class AfterTheFirst(pl.Callback):
-    """Starts the clock when the first steps are over."""
+    """Starts the clock after the first steps."""
 
     def on_train_batch_start(self, trainer: pl.Trainer, module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
         if batch_idx == FIRST:
@@ -178,7 +178,7 @@ class AfterTheFirst(pl.Callback):
 
 
 def usual_rate(row: Row, steps: int) -> float | None:
-    """Steps/s of a Trainer over a DataLoader of images that are ready, undistorted by it: an upper bound."""
+    """Steps/s of a Trainer over a DataLoader of finished images, without the cost of distortion: an upper bound."""
     u, label = row.draw(row.generator)
     if len(u) < 32 or u.dim() != 4:  # volumes do not fit, and co-localisation needs all images in each batch
         return None
@@ -195,7 +195,7 @@ def usual_rate(row: Row, steps: int) -> float | None:
 
 
 def rows() -> Iterator[tuple[str, str, tuple[str, ...]]]:
-    """Experiment, schedule and further words of what is measured: every experiment whose batches need no host."""
+    """Experiment, schedule and further overrides of each row: every experiment whose batches need no host."""
     for file in sorted((ROOT / "conf/experiment").glob("*.yaml")):
         first = file.stem.split("_")[0]
         if first in ON_DEVICE:
@@ -209,7 +209,7 @@ def bench_steps(device: torch.device, only: tuple[str, ...] = (), n: int = 8192,
     moved = bandwidth(device, n * n * 8)
     print(f"\n(h) steps/s under each row's schedule; GEMM {rates['fp32'] / 1e12:.1f} TFLOP/s in fp32, "
           f"{rates['bf16'] / 1e12:.1f} in bf16, {moved / 1e9:.0f} GB/s")  # fmt: skip
-    print("    floor: the longer of FLOPs over the GEMM rate and bytes over the bandwidth; gap: captured over it")
+    print("    floor: the larger of FLOPs / GEMM rate and bytes / bandwidth; gap: captured step / floor")
     print("    row                         batch precision captured    plain Lightning  GFLOP     MB  floor ms     gap")
     for experiment, schedule, more in rows():
         if only and experiment not in only:
@@ -250,7 +250,7 @@ def _named(apply: Callable[[], Tensor]) -> dict[str, Tensor]:
 
 
 def measure_alone(experiment: str, time_s: float) -> None:
-    """Print the steps/s of one row, captured: what a process of `bench_together` does."""
+    """Print the steps/s of one row, captured: the task of one process of `bench_together`."""
     device = torch.device("cuda", 0)
     row = Row(experiment, "paper", device)
     take = Captured(row.take, row.generator, row.optimizers)
@@ -261,8 +261,8 @@ def measure_alone(experiment: str, time_s: float) -> None:
 
 
 def bench_together(device: torch.device, time_s: float = 5.0) -> None:
-    """Several processes on one card: what each more of them adds."""
-    print("\n(j) runs at once on one card, each a process: steps/s of all together")
+    """Several processes on one card: how the total rate grows with their number."""
+    print("\n(j) several runs on one card, each its own process: total steps/s")
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     for experiment in ("mnist_st_fcn_affine", "mnist_st_cnn_affine"):
         said = []
@@ -277,7 +277,7 @@ def bench_together(device: torch.device, time_s: float = 5.0) -> None:
                 for process in some:
                     assert process.stdout is not None
                     if process.stdout.readline().strip() != "ready":
-                        raise ValueError(f"a process of part j ended at its start ({experiment}, {count} at once)")
+                        raise ValueError(f"a process of part j failed at its start ({experiment}, {count} at once)")
                 for process in some:
                     assert process.stdin is not None
                     process.stdin.write("go\n")
@@ -291,7 +291,7 @@ def bench_together(device: torch.device, time_s: float = 5.0) -> None:
 
 
 def parts() -> dict[str, Callable[[], None]]:
-    """The parts by their letters; without a GPU each says so."""
+    """The parts by letter; without a GPU each prints that it is skipped."""
     if not torch.cuda.is_available():
         return {"h": lambda: print(f"\n{NONE}"), "i": lambda: None, "j": lambda: None}
     device = torch.device("cuda", torch.cuda.current_device())

@@ -1,10 +1,10 @@
-"""The part of `bench.py` that holds every transform against its peers: grid, warp and the gradient in theta.
+"""The part of `bench.py` that compares every transform with its peers: grid, warp and the gradient in theta.
 
-PyTorch's way is `F.affine_grid` + `F.grid_sample`, or where that has no such grid the matrix product that people write,
-with its constant matrices made beforehand, and for a projective map without a word on points behind the camera.
-Kornia's is `homography_warp`, `homography_warp3d` or `warp_image_tps`, where it is installed (`pip install kornia`).
-Its volumes have another order of axes and its spline other centres: another V at the same work.  One thread, and
-its CPU time, so that what else the machine does counts little.
+PyTorch's way is `F.affine_grid` + `F.grid_sample`.  Where `affine_grid` has no such grid, it is the usual matrix
+product with precomputed constants; for the projective map it ignores points behind the camera.  Kornia's way is
+`homography_warp`, `homography_warp3d` or `warp_image_tps`, if kornia is installed (`pip install kornia`).  Its volumes
+have another axis order and its spline other centres, so its V differs, for the same amount of work.  The CPU time of
+one thread is measured, so that other load on the machine matters little.
 """
 
 import statistics
@@ -37,12 +37,12 @@ from stn import (
 
 Way = Callable[[Tensor, Tensor], Tensor]  # from u and theta to v
 SIDES, BATCHES = (28, 60, 224), (1, 256)
-MOST_POINTS = 2**20  # of kornia's spline, which needs some 500 bytes a point, and of volumes
+MOST_POINTS = 2**20  # for volumes, and for kornia's spline, which needs some 500 bytes a point
 UPRIGHT = {1: 0.0, 3: 0.0}
 
 
 def matrix(name: str, theta: Tensor) -> Tensor:
-    """The affine matrix of a theta, as one would write it for `F.affine_grid`."""
+    """The affine matrix of a theta, as written for `F.affine_grid`."""
     if name in ("Affine", "Affine3d"):
         d = 2 if name == "Affine" else 3
         return theta.view(-1, d, d + 1)
@@ -89,7 +89,7 @@ def with_pytorch(transform: Transform, size: tuple[int, ...]) -> Way:
 
 
 def spline_matrices(identity: tuple[float, ...], target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """What implementations keep of a thin plate spline: U(r), 1, x, y of every point, the inverse, the zeros below."""
+    """The constants of a usual thin plate spline: U(r), 1, x, y of every point, the inverse system, the zero rows."""
     control = torch.tensor(identity).view(-1, 2)
 
     def features(points: Tensor) -> Tensor:
@@ -132,7 +132,7 @@ def bench_transforms() -> None:
         ThinPlateSpline(), Affine3d(),
     ]  # fmt: skip
     peers = {"PyTorch": with_pytorch, **({"kornia": with_kornia} if find_spec("kornia") else {})}
-    print("\n(k) grid, warp and gradient in theta, one channel: the peers' time over ours, median of rounds (lowest)")
+    print("\n(k) grid, warp and gradient in theta, one channel: the peer's time / ours, median of rounds (lowest)")
     if "kornia" not in peers:
         print("    kornia is not installed: `pip install kornia` adds its column")
     print(f"    {'':18s}{'px':>4s}{'batch':>6s}{'ours, ms':>11s}{''.join(f'{peer:>18s}' for peer in peers)}")

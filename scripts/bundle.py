@@ -1,13 +1,14 @@
-"""For a machine without a network: this project in one folder, and what was computed there back in one file.
+"""For a machine without a network: take this project there in one folder, bring its results back in one file.
 
-    python scripts/bundle.py make                  here: build/bundle, at most 60 MB (`make bundle`)
-    python3 scripts/bundle.py unpack               there, in that folder: an environment .venv over the Python that is
-                                                   there, MNIST uncompressed, then earlier results, if any came along
-    .venv/bin/python scripts/bundle.py home        there: records, curves and checkpoints into stn-home.tar.gz
-    python scripts/bundle.py merge FILE            here: what is new in such a file into runs/; `make records` keeps it
+    python scripts/bundle.py make                  here: write build/bundle, at most 60 MB (`make bundle`)
+    python3 scripts/bundle.py unpack               there, in that folder: make the environment .venv on top of that
+                                                   machine's Python, uncompress MNIST, merge earlier results if included
+    .venv/bin/python scripts/bundle.py home        there: pack records, curves and checkpoints into stn-home.tar.gz
+    python scripts/bundle.py merge FILE            here: add the new results in FILE to runs/; then `make records`
 
-That machine has Python 3.12, PyTorch, torchvision, Lightning, jaxtyping, h5py, OpenCV and pytest; the wheels that it
-lacks come along.  W&B, SciPy and albumentations do not: train with logger=none; tests that need them are left out.
+That machine needs Python 3.12, PyTorch, torchvision, Lightning, jaxtyping, h5py, OpenCV and pytest; the bundle has the
+wheels of the rest.  W&B, SciPy and albumentations are not included: train with logger=none.  Tests that need them are
+skipped.
 """
 
 import argparse
@@ -26,31 +27,31 @@ from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any, NoReturn
 
-# The standard library alone: `unpack` runs before there is anything else.
+# Standard library only: `unpack` runs before anything else is installed.
 ROOT = Path(__file__).resolve().parents[1]
 MOST_BYTES = 60_000_000
-WHEELS = (  # and what each of them needs, but for what PyTorch, Lightning and pytest bring
+WHEELS = (  # with their dependencies, except those that PyTorch, Lightning and pytest bring
     "hydra-core", "omegaconf", "antlr4-python3-runtime", "safetensors", "rich", "markdown-it-py", "mdurl", "pygments",
     "beartype", "joblib", "hydra-joblib-launcher", "pytest-xdist", "execnet",
 )  # fmt: skip
-FROM_SOURCE = ("antlr4-python3-runtime",)  # pure Python, but there is no wheel of the version that OmegaConf needs
+FROM_SOURCE = ("antlr4-python3-runtime",)  # pure Python, but the version that OmegaConf needs has no wheel
 GLIBC = ("2_28", "2_27", "2_17", "2_5")
-KEPT = ("result.json", "config.json")  # of every run; of one that goes on also these
+KEPT = ("result.json", "config.json")  # of every run; of an unfinished run also these
 GOES_ON = ("unfinished.json", "checkpoint.ckpt")
 NAME = r"\w[\w.-]*"
 MEMBER = re.compile(rf"runs/({NAME})/({'|'.join(map(re.escape, (*KEPT, *GOES_ON, 'weights.safetensors')))})")
 LOG = re.compile(rf"campaign/({NAME}\.(txt|json))")
-LARGEST = 1 << 30  # bytes of one member
+LARGEST = 1 << 30  # bytes, of one member of an archive
 
 
 # --- here
 
 
 def make(options: argparse.Namespace) -> None:
-    """Write the bundle anew; wheels that it has already are not fetched again."""
+    """Write the bundle from scratch, except for the wheels that it already has."""
     out = options.out
     if out.exists() and not (out / ".commit").is_file():
-        raise ValueError(f"{out} is there and no bundle: remove it, or choose another --out")
+        raise ValueError(f"{out} exists and is not a bundle: remove it, or choose another --out")
     wheels = out.with_name(out.name + "-wheels") / options.python
     fetch_wheels(wheels, options.python)
     shutil.rmtree(out, ignore_errors=True)
@@ -63,7 +64,7 @@ def make(options: argparse.Namespace) -> None:
         with open(source, "rb") as plain, gzip.GzipFile(target, "wb", mtime=0) as packed:
             shutil.copyfileobj(plain, packed)
     if not list((out / "data").rglob("*.gz")):
-        raise ValueError(f"no MNIST in {ROOT / 'data/mnist'}: make data")
+        raise ValueError(f"no MNIST in {ROOT / 'data/mnist'}: run `make data`")
     if options.resume:
         shutil.copy(options.resume, out / "earlier.tar.gz")
     sizes = {path: sum(f.stat().st_size for f in path.rglob("*") if f.is_file()) or path.stat().st_size
@@ -71,24 +72,24 @@ def make(options: argparse.Namespace) -> None:
     total = sum(sizes.values())
     largest = ", ".join(f"{p.name} {n / 1e6:.1f}" for p, n in sorted(sizes.items(), key=lambda one: -one[1])[:4])
     if total > MOST_BYTES:
-        raise ValueError(f"{out} has {total / 1e6:.1f} MB, of at most {MOST_BYTES / 1e6:.0f}: {largest} MB")
-    print(f"{out}: {total / 1e6:.1f} MB ({largest} MB).  There: python3 scripts/bundle.py unpack")
+        raise ValueError(f"{out} has {total / 1e6:.1f} MB, more than {MOST_BYTES / 1e6:.0f} MB: {largest} MB")
+    print(f"{out}: {total / 1e6:.1f} MB ({largest} MB).  On the other machine: python3 scripts/bundle.py unpack")
 
 
 def project(out: Path, worktree: bool) -> str:
-    """The files of HEAD, or with `worktree` those of the working tree; the commit, then " changed" if changed."""
+    """Copy the files of HEAD, or of the working tree; return the commit, with " changed" if they differ from it."""
 
     def git(*words: str) -> bytes:
         done = subprocess.run(["git", *words], cwd=ROOT, capture_output=True)
         if done.returncode:
-            raise ValueError(f"git {words[0]}: {done.stderr.decode().strip()}; a bundle is made in a checkout")
+            raise ValueError(f"git {words[0]}: {done.stderr.decode().strip()}; make the bundle in a git checkout")
         return done.stdout
 
     commit = git("rev-parse", "HEAD").decode().strip()
     changed = bool(git("status", "--porcelain").strip())
     if not worktree:
         if changed:
-            print("the bundle has the last commit; what was changed since is in it with --worktree")
+            print("the bundle has the last commit; --worktree includes the changes since")
         archive = subprocess.run(["git", "archive", "HEAD"], cwd=ROOT, capture_output=True, check=True).stdout
         subprocess.run(["tar", "-x", "-C", out], input=archive, check=True)
         return commit
@@ -127,7 +128,7 @@ def fetch_wheels(folder: Path, python: str) -> None:
 
 
 def unpack(options: argparse.Namespace) -> None:
-    """Make .venv over the Python that runs this, with what it lacks of the wheels; uncompress MNIST."""
+    """Make .venv on top of the Python that runs this, add the wheels that it lacks, uncompress MNIST."""
     environment = ROOT / ".venv"
     venv.create(environment, with_pip=False, symlinks=True, clear=True)
     site = environment / f"lib/python{sys.version_info.major}.{sys.version_info.minor}/site-packages"
@@ -136,7 +137,7 @@ def unpack(options: argparse.Namespace) -> None:
     lines = [str(ROOT), *(f"import site; site.addsitedir({folder!r})" for folder in folders)]
     (site / "machine.pth").write_text("\n".join(lines) + "\n")
     version = re.search(r'^version = "(.+)"', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
-    (site / "stn.dist-info").mkdir()  # what says that stn is installed, and which
+    (site / "stn.dist-info").mkdir()  # tells importlib.metadata that stn is installed, and its version
     (site / "stn.dist-info/METADATA").write_text(
         f"Metadata-Version: 2.1\nName: stn\nVersion: {version and version[1]}\n"
     )
@@ -149,17 +150,17 @@ def unpack(options: argparse.Namespace) -> None:
             raise ValueError(f"{wheel.name} does not fit Python {sys.version.split()[0]}: make the bundle with "
                              f"--python {sys.version_info.major}.{sys.version_info.minor}")  # fmt: skip
         else:
-            with zipfile.ZipFile(wheel) as file:  # of our own making, and zipfile writes nothing outside of `site`
+            with zipfile.ZipFile(wheel) as file:  # from our own bundle; zipfile writes nothing outside `site`
                 file.extractall(site)
             added.append(name)
     for source in sorted((ROOT / "data/mnist").glob("*.gz")):
         with gzip.open(source) as packed, open(source.with_suffix(""), "wb") as plain:
             shutil.copyfileobj(packed, plain)
     (environment / ".ready").touch()  # for make
-    print(f"{environment}: added {', '.join(added) or 'nothing'}; there already: {', '.join(there) or 'none of these'}")
+    print(f"{environment}: added {', '.join(added) or 'nothing'}; already there: {', '.join(there) or 'none of these'}")
     if (ROOT / "earlier.tar.gz").is_file():
         subprocess.run([environment / "bin/python", __file__, "merge", ROOT / "earlier.tar.gz"], check=True)
-    print(".venv/bin/python scripts/campaign.py --minutes 9 does the rest, slice by slice")
+    print("next, as often as needed: .venv/bin/python scripts/campaign.py --minutes 9")
 
 
 def _installed(name: str) -> bool:
@@ -177,15 +178,15 @@ def _fits(wheel: Path) -> bool:
 
 
 def home(options: argparse.Namespace) -> None:
-    """Pack what was computed; print how much it is."""
+    """Pack the results and print their size."""
     count = pack(options.runs, options.out, options.weights)
     print(f"{options.out}: {count} files, {options.out.stat().st_size / 1e6:.1f} MB")
 
 
 def pack(runs: Path, out: Path, weights: str | None = None) -> int:
-    """Records, curves and what unfinished runs go on from, below `runs`, into one file, in one step.
+    """Pack the records, curves and checkpoints in `runs` into one file, atomically; return how many files it holds.
 
-    The weights of finished runs are left out but for those whose names match `weights`.
+    Of finished runs, it holds the weights only if the run's name matches `weights`.
     """
     if not runs.is_dir():
         raise ValueError(f"--runs {runs}: there is no such folder")
@@ -197,7 +198,7 @@ def pack(runs: Path, out: Path, weights: str | None = None) -> int:
                 tar.add(
                     file, f"{'campaign' if file.parent.name == 'campaign' else f'runs/{file.parent.name}'}/{file.name}"
                 )
-            except FileNotFoundError:  # replaced or removed by a run that is under way
+            except FileNotFoundError:  # replaced or removed by a running process
                 continue
             count += 1
     os.replace(scratch, out)
@@ -220,9 +221,9 @@ def _packed(runs: Path, weights: str | None) -> Iterator[Path]:
 
 
 def merge(options: argparse.Namespace) -> None:
-    """Put what is new in a file that `home` wrote into `runs`: nothing that is finished there changes.
+    """Add the new results of a file written by `home` to `runs`; finished runs there do not change.
 
-    An archive is data: only regular files of the names above are read from it, each is checked before any is written.
+    An archive is data: only regular files with the names above are read, and all are checked before any is written.
     """
     from stn.experiments.results import records
     from stn.experiments.training import checkpoint
@@ -231,16 +232,16 @@ def merge(options: argparse.Namespace) -> None:
     shutil.rmtree(scratch, ignore_errors=True)
     try:
         scratch.mkdir(parents=True)
-        counts = {"new records": 0, "runs that go on": 0, "as before": 0}
+        counts = {"new records": 0, "unfinished runs": 0, "unchanged": 0}
         for name, files in sorted(_checked(options.file, scratch, records.read, checkpoint.check).items()):
             target = options.runs / name
             if name == "campaign":
                 pass
             elif (target / "result.json").exists() or _ahead(target, files, records.read):
-                counts["as before"] += 1
+                counts["unchanged"] += 1
                 continue
             else:
-                counts["new records" if "result.json" in files else "runs that go on"] += 1
+                counts["new records" if "result.json" in files else "unfinished runs"] += 1
             target.mkdir(exist_ok=True)
             for file in sorted(files.values(), key=lambda path: path.name == "result.json"):  # the record comes last
                 os.replace(file, target / file.name)
@@ -248,21 +249,19 @@ def merge(options: argparse.Namespace) -> None:
         raise ValueError(f"{options.file} is damaged ({error}): nothing was merged") from None
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-    print(f"{options.runs}: " + ", ".join(f"{n} {what}" for what, n in counts.items()) + "; make records keeps them")
+    print(f"{options.runs}: " + ", ".join(f"{n} {what}" for what, n in counts.items()) + "; `make records` keeps them")
 
 
 def _checked(
     archive: Path, scratch: Path, read: Callable[[Path], Any], check: Callable[[Path], None]
 ) -> dict[str, dict[str, Path]]:
-    """The files of an archive by run and name, copied below `scratch`.  Raises ValueError on any other."""
+    """The files of an archive by run and name, copied into `scratch`.  Raises ValueError on any other file."""
     found: dict[str, dict[str, Path]] = {}
     with tarfile.open(archive, "r:gz") as tar:
         for member in tar:
             match = MEMBER.fullmatch(member.name) or LOG.fullmatch(member.name)
             if match is None or not member.isfile() or member.size > LARGEST:
-                raise ValueError(
-                    f"{archive} holds {member.name!r:.80}, which is not a file of a run: nothing was merged"
-                )
+                raise ValueError(f"{archive} holds {member.name!r:.80}, which is not a run's file: nothing was merged")
             run = "campaign" if member.name.startswith("campaign/") else match[1]
             path = scratch / run / Path(member.name).name
             path.parent.mkdir(exist_ok=True)
@@ -274,14 +273,14 @@ def _checked(
     for run, files in found.items():
         for name in {"result.json", "unfinished.json"} & set(files):
             if (record := read(files[name]))["id"] != run:
-                raise ValueError(f"{archive} holds the record of {record['id']} as that of {run}: nothing was merged")
+                raise ValueError(f"{archive} holds the record of {record['id']} under {run}: nothing was merged")
         if "checkpoint.ckpt" in files:
             check(files["checkpoint.ckpt"])
     return found
 
 
 def _ahead(folder: Path, files: dict[str, Path], read: Callable[[Path], Any]) -> bool:
-    """Whether an unfinished run is further here than in the archive."""
+    """Whether an unfinished run has more steps here than in the archive."""
     if "result.json" in files or not (folder / "checkpoint.ckpt").exists():
         return False
     steps = [read(path).get("step", 0) if path.is_file() else 0
@@ -290,7 +289,7 @@ def _ahead(folder: Path, files: dict[str, Path], read: Callable[[Path], Any]) ->
 
 
 class Options(argparse.ArgumentParser):
-    """That of stn.experiments.command, which is not there before `unpack`."""
+    """As stn.experiments.command.Options, which cannot be imported before `unpack`."""
 
     def error(self, message: str) -> NoReturn:
         sys.exit(f"error: {message}; {self.prog} --help lists the options")
@@ -301,17 +300,19 @@ def main() -> None:
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     one = commands.add_parser("make", help="write the bundle")
     one.add_argument("--out", type=Path, default=ROOT / "build/bundle", help="default: build/bundle")
-    one.add_argument("--python", default="3.12", help="of that machine (default: 3.12)")
+    one.add_argument("--python", default="3.12", help="version on that machine (default: 3.12)")
     one.add_argument("--worktree", action="store_true", help="the working tree instead of the last commit")
-    one.add_argument("--resume", type=Path, metavar="FILE", help="take along what `home` packed before")
+    one.add_argument("--resume", type=Path, metavar="FILE", help="include what `home` packed before")
     one.set_defaults(do=make)
-    commands.add_parser("unpack", help="make the environment, there").set_defaults(do=unpack)
-    one = commands.add_parser("home", help="pack what was computed")
+    commands.add_parser("unpack", help="make the environment on that machine").set_defaults(do=unpack)
+    one = commands.add_parser("home", help="pack the results")
     one.add_argument("--out", type=Path, default=ROOT / "stn-home.tar.gz", help="default: stn-home.tar.gz")
     one.add_argument("--runs", type=Path, default=ROOT / "runs", help="default: runs")
-    one.add_argument("--weights", metavar="GLOB", help="of these finished runs, such as '*-seed0-*'")
+    one.add_argument(
+        "--weights", metavar="GLOB", help="include the weights of these finished runs, such as '*-seed0-*'"
+    )
     one.set_defaults(do=home)
-    one = commands.add_parser("merge", help="take in what was packed")
+    one = commands.add_parser("merge", help="add packed results to runs/")
     one.add_argument("file", type=Path)
     one.add_argument("--runs", type=Path, default=ROOT / "runs", help="default: runs")
     one.set_defaults(do=merge)

@@ -1,10 +1,10 @@
-"""All that a GPU is wanted for, in slices: each call works for --minutes, and goes on where the last one stood.
+"""Do all the work that needs a GPU, in slices: each call works for --minutes and resumes where the last one stopped.
 
-First the GPU's tests, then `bench`, then runs: Tables 1 and 4 under the paper's schedule, a whole seed before the
-next, the cheapest cell first; then the other tables whose data are there, each under its default schedule.  Several
-runs share a card as processes; each card has --jobs of them.  What is done is read from the records in runs/, so a kill
-costs the seconds since the last checkpoints.  After every run all records, curves and checkpoints are packed into
---home, one file to bring home (scripts/bundle.py merges it); what tests and bench print is in runs/campaign/.
+First come the GPU tests, then `bench`, then the runs: Tables 1 and 4 under the paper's schedule, one whole seed before
+the next, the cheapest cells first; then every other table whose data exist, under its default schedule.  Each card has
+--jobs runs at a time, each in its own process.  The records in runs/ tell what is done, so a kill costs only the
+seconds since the last checkpoints.  After every run all records, curves and checkpoints are packed into the file
+--home, which scripts/bundle.py merges elsewhere.  The output of tests and bench goes to runs/campaign/.
 """
 
 import argparse
@@ -30,8 +30,8 @@ from stn.experiments.results import records, tables
 from stn.experiments.yaml_files import read_yaml
 
 PAPER = ("table1", "table4")
-DEFAULT: dict[str, tuple[str | None, list[str], str]] = {  # table: its schedule (None: each row's own), words of every
-    # cell, and the folder of data that it needs
+DEFAULT: dict[str, tuple[str | None, list[str], str]] = {
+    # table: its schedule (None: each row's own), the overrides of every cell, and the data folder that it needs
     "pooled": ("fast_sgd", [], "mnist"),
     "uses": ("quick", [], "mnist"),
     "table5": (None, [], "mnist"),
@@ -40,7 +40,7 @@ DEFAULT: dict[str, tuple[str | None, list[str], str]] = {  # table: its schedule
     "table3": ("cub_small", ["data=synthetic_birds"], "synthetic_birds_2"),
 }
 TRIES = 3  # of a run that ends without a record
-START_S, END_S = 30, 12  # the least time worth a start, and what is kept for packing
+START_S, END_S = 30, 12  # the least time worth starting a run for, and the time reserved for packing
 PACK_EVERY_S = 15
 QUIET = ["logger=none", "progress=false", "threads=1", "pictures=0", "checkpoint_every_s=10"]
 STEPS = {
@@ -51,7 +51,7 @@ STEPS = {
 
 @dataclass(frozen=True)
 class Cell:
-    """One run: the words of its command that say what is computed, and its steps."""
+    """One run: the overrides that say what it computes, and its steps."""
 
     words: tuple[str, ...]
     steps: int
@@ -65,7 +65,7 @@ class Cell:
 
 
 def of_table(name: str, schedule: str | None, seed: int, words: list[str], pace: Any, shorter: list[str]) -> list[Cell]:
-    """The cells of a table for one seed, the cheapest first; `shorter` are further words, for a try."""
+    """The cells of a table for one seed, the cheapest first; `shorter` are further overrides, for a trial run."""
     sweep = read_yaml(ROOT / "conf/table" / f"{name}.yaml")["hydra"]["sweeper"]["params"]
     words = [*words, *([f"schedule={schedule}"] if schedule else [])]
     given = {word.split("=")[0] for word in words}
@@ -83,7 +83,7 @@ def of_table(name: str, schedule: str | None, seed: int, words: list[str], pace:
 
 
 def plan(options: argparse.Namespace) -> tuple[list[Cell], list[str]]:
-    """Every run in its order, and a line for each table whose data are not there."""
+    """Every run in order, and a line for each table without data."""
     known = [record for record in records.read_kept(ROOT / "results") if record["status"] == "finished"]
     mean = sum(r["seconds"] / r["steps"] for r in known) / max(1, len(known))
 
@@ -103,7 +103,7 @@ def plan(options: argparse.Namespace) -> tuple[list[Cell], list[str]]:
         if name not in wanted:
             continue
         if not (ROOT / "data" / data).is_dir():
-            left_out.append(f"{name} is left out: there is no data/{data}")
+            left_out.append(f"{name} is skipped: there is no data/{data}")
             continue
         for seed in range(options.seeds):
             cells |= dict.fromkeys(of_table(name, options.schedule or schedule, seed, words, pace, options.words))
@@ -111,7 +111,7 @@ def plan(options: argparse.Namespace) -> tuple[list[Cell], list[str]]:
 
 
 class Slice:
-    """One call: what is done, what runs, and until when."""
+    """One call: what is done, what is running, and when to stop."""
 
     def __init__(self, options: argparse.Namespace):
         self.options = options
@@ -136,7 +136,7 @@ class Slice:
             self.packed = time.monotonic()
 
     def once(self, step: str) -> None:
-        """Run the tests or the bench, whole, unless they have been; their output is kept either way."""
+        """Run all of the tests or the bench, unless it was done before; keep the output in any case."""
         if step in self.state or self.left() < START_S:
             return
         print(f"{step}: {' '.join(STEPS[step])}", flush=True)
@@ -145,7 +145,7 @@ class Slice:
                 done = subprocess.run([sys.executable, *STEPS[step]], cwd=ROOT, stdout=out, stderr=subprocess.STDOUT,
                                       timeout=self.left())  # fmt: skip
                 self.note(step, f"exit status {done.returncode}")
-            except subprocess.TimeoutExpired:  # a fresh slice has all of its time for it; twice is once too often
+            except subprocess.TimeoutExpired:  # try again with all of the next slice; give up the second time
                 again = f"{step}_cut_off"
                 self.note(step if again in self.state else again, "ran out of time")
         last = (self.logs / f"{step}.txt").read_text().strip().splitlines()[-1:]
@@ -155,12 +155,12 @@ class Slice:
         self.pack(now=True)
 
     def runs(self, cells: list[Cell]) -> None:
-        """Keep every slot busy until all is done or time is up."""
+        """Keep every slot busy until everything is done or time is up."""
         own = records.read_runs(self.options.runs, smoke=True)
         waiting = [c for c in cells if not any(c.is_that_of(r) for r in own) and self.state.get(c.name, 0) < TRIES]
         print(f"{len(cells) - len(waiting)} of {len(cells)} runs are done or given up; {self.options.jobs} at once on "
               f"each of {max(1, cards())} devices", flush=True)  # fmt: skip
-        # those that have begun go on first
+        # unfinished runs first
         begun = [record for _, record in records.read_unfinished(self.options.runs)]
         waiting.sort(key=lambda cell: not any(cell.is_that_of(record) for record in begun))
         slots = range(self.options.jobs * max(1, cards()))
@@ -173,12 +173,12 @@ class Slice:
                         self.start(slot, waiting.pop(0))
                 time.sleep(0.2)
         finally:
-            for _, process, _ in self.running.values():  # they go on from their checkpoints
+            for _, process, _ in self.running.values():  # they resume from their checkpoints
                 process.kill()
             for cell, process, said in self.running.values():
                 process.wait()
                 said.close()
-                print(f"goes on in the next slice: {cell.name}", flush=True)
+                print(f"resumes in the next slice: {cell.name}", flush=True)
             self.pack(now=True)
 
     def start(self, slot: int, cell: Cell) -> None:
@@ -198,31 +198,31 @@ class Slice:
             said.seek(0)
             last = " ".join(said.read().strip().splitlines()[-1:])
         print(f"[{process.returncode}] {cell.name}: {last}", flush=True)
-        if process.returncode and "another process" not in last:  # one that outlived a killed campaign
+        if process.returncode and "another process" not in last:  # a process that outlived a killed campaign
             self.note(cell.name, self.state.get(cell.name, 0) + 1)
         self.pack()
 
 
 def cards() -> int:
-    """How many GPUs there are for this command."""
+    """How many GPUs this command can see."""
     import torch
 
     return torch.cuda.device_count()
 
 
 def visible(card: int) -> str:
-    """What CUDA_VISIBLE_DEVICES has to be for a process that is to see this card alone."""
+    """The CUDA_VISIBLE_DEVICES of a process that should see this card alone."""
     mine = os.environ.get("CUDA_VISIBLE_DEVICES")
     return mine.split(",")[card] if mine else str(card)
 
 
 @contextmanager
 def shared_card(wanted: bool) -> Iterator[None]:
-    """NVIDIA's server (MPS) through which kernels of several processes run side by side, not in turns."""
+    """Start NVIDIA's MPS, with which kernels of several processes run side by side instead of in turns."""
     command = shutil.which("nvidia-cuda-mps-control")
     if not (wanted and command and cards()):
         if wanted:
-            print("no MPS here: the runs of a card take turns", flush=True)
+            print("MPS is not available here: the runs on a card take turns", flush=True)
         yield
         return
     with tempfile.TemporaryDirectory() as folder:
@@ -236,18 +236,22 @@ def shared_card(wanted: bool) -> Iterator[None]:
 
 def main() -> None:
     parser = Options(__doc__)
-    parser.add_argument("--minutes", type=float, default=9, help="of this slice (default: 9)")
+    parser.add_argument("--minutes", type=float, default=9, help="length of this slice (default: 9)")
     parser.add_argument(
-        "--jobs", type=a_number(1, 1000), help="at once on a card (default: 6; without a GPU, one per core)"
+        "--jobs", type=a_number(1, 1000), help="runs at a time on a card (default: 6; without a GPU, one per core)"
     )
-    parser.add_argument("--seeds", type=a_number(1, 10_000), default=3, help="how many, from 0 (default: 3)")
-    parser.add_argument("--tables", nargs="+", help="these alone (default: all)")
-    parser.add_argument("--only", nargs="+", choices=[*STEPS, "runs"], help="these steps alone (default: all)")
-    parser.add_argument("--schedule", help="this one for all tables, such as smoke for a try")
+    parser.add_argument("--seeds", type=a_number(1, 10_000), default=3, help="number of seeds, from 0 on (default: 3)")
+    parser.add_argument("--tables", nargs="+", help="only these tables (default: all)")
+    parser.add_argument("--only", nargs="+", choices=[*STEPS, "runs"], help="only these steps (default: all)")
+    parser.add_argument("--schedule", help="use this schedule for all tables, such as smoke for a trial run")
     parser.add_argument("--runs", type=a_path, default=ROOT / "runs", help="default: runs")
     parser.add_argument("--home", type=a_file, default=ROOT / "stn-home.tar.gz", help="default: stn-home.tar.gz")
-    parser.add_argument("--mps", action="store_true", help="let kernels of several runs overlap, where NVIDIA's MPS is")
-    parser.add_argument("words", nargs="*", metavar="WORD", help="further words for every run, such as budget=20000")
+    parser.add_argument(
+        "--mps", action="store_true", help="let kernels of several runs overlap, if NVIDIA's MPS exists"
+    )
+    parser.add_argument(
+        "words", nargs="*", metavar="KEY=VALUE", help="further overrides of run.py, such as budget=20000"
+    )
     options = parser.parse_args()
     if not options.minutes > 0:
         raise ValueError(f"--minutes {options.minutes} has to be above 0")
@@ -255,7 +259,7 @@ def main() -> None:
     if options.jobs is None:
         options.jobs = 6 if cards() else os.cpu_count() or 1
     if not cards():
-        print("PyTorch sees no CUDA device: tests and bench are left out, runs go to the CPU", flush=True)
+        print("PyTorch sees no CUDA device: tests and bench are skipped, runs use the CPU", flush=True)
     cells, left_out = plan(options)
     print("\n".join(left_out), flush=True, end="\n" if left_out else "")
     now = Slice(options)
@@ -269,7 +273,7 @@ def main() -> None:
     given_up = [cell.name for cell in cells if now.state.get(cell.name, 0) >= TRIES]
     print(f"{done} of {len(cells)} runs are done, {len(given_up)} given up; "
           f"{options.home} has {options.home.stat().st_size / 1e6:.1f} MB"
-          + ("" if done + len(given_up) >= len(cells) else "; the same command goes on"))  # fmt: skip
+          + ("" if done + len(given_up) >= len(cells) else "; run the same command again for the rest"))  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""A W&B workspace and a report of one table under one schedule: our figures beside the paper's, curves and pictures.
+"""Make a W&B workspace and a report of one table under one schedule: our figures and the paper's, curves, pictures.
 
-Makes both anew from conf/table and the records, in the project that conf/logger/wandb.yaml names.  Needs an account
+Both are made from conf/table and the records, in the project that conf/logger/wandb.yaml names.  Needs a W&B account
 (`wandb login`); --show prints what would be sent, and sends nothing.
 """
 
@@ -14,12 +14,12 @@ from stn.experiments.results import pages, records, tables
 from stn.experiments.yaml_files import read_yaml
 
 CURVES = {"Loss": "train/loss", "Error on training batches, %": "train/error", "Learning rate": "lr"}
-HEALTH = {"Determinant": "det", "Share outside of the image": "out_of_image", "|theta - identity|": "theta_distance"}
-OF_SEVERAL = ["windows", "composed/box"]  # pictures of transformers side by side, and in series
+HEALTH = {"Determinant": "det", "Share outside the image": "out_of_image", "|theta - identity|": "theta_distance"}
+OF_SEVERAL = ["windows", "composed/box"]  # pictures of parallel transformers, and of those in series
 
 
 def panels(table: tables.Table, found: list[records.Record], wr: Any, columns: list[str]) -> dict[str, list[Any]]:
-    """The panels by section: the figures of each of these columns, and what the records log, of every transformer."""
+    """The panels by section: the figures of these columns, then what the records log of every transformer."""
     cells = len(table.rows) * len(columns)
     logged = {key for r in found for entry in r.get("curve", [])[-1:] for key in entry}
 
@@ -43,14 +43,14 @@ def panels(table: tables.Table, found: list[records.Record], wr: Any, columns: l
 
 
 def groups(table: tables.Table) -> list[str]:
-    """The groups that the table's runs are in: a borrowed row's runs are in that of its own table."""
+    """The W&B groups of the table's runs: the runs of a borrowed row are in the group of its own table."""
     return sorted({read_yaml(ROOT / "conf/experiment" / f"{name}.yaml")["row"]["table"] for name in table.rows})
 
 
 def workspace(
     table: tables.Table, schedule: str, found: list[records.Record], entity: str, project: str, ws: Any, wr: Any
 ) -> Any:
-    """The runs of one table and schedule, one group a cell."""
+    """The runs of one table and schedule, one group per cell."""
     columns = list(table.columns.values())
     return ws.Workspace(
         entity=entity,
@@ -72,7 +72,7 @@ def workspace(
 
 
 def report(table: tables.Table, schedule: str, found: list[records.Record], entity: str, project: str, wr: Any) -> Any:
-    """The table against the paper's, as Markdown from the records; then, column by column, the panels of its runs."""
+    """Our table beside the paper's, in Markdown, then the panels of its runs, column by column."""
     grids = []
     for column in table.columns.values():
         runs = wr.Runset(
@@ -95,9 +95,9 @@ def report(table: tables.Table, schedule: str, found: list[records.Record], enti
 def main() -> None:
     parser = Options(__doc__)
     parser.add_argument("table", choices=sorted(path.stem for path in (ROOT / "conf/table").glob("*.yaml")))
-    parser.add_argument("--schedule", help="default: the one that most cells of the table were run with")
+    parser.add_argument("--schedule", help="default: the schedule with most of the table's cells")
     parser.add_argument("--entity", help="team or user (default: that of your account)")
-    parser.add_argument("--runs", type=a_path, help="where your own runs are (default: runs)")
+    parser.add_argument("--runs", type=a_path, help="folder of your own runs (default: runs)")
     parser.add_argument("--show", action="store_true", help="print what would be sent, as JSON, and send nothing")
     options = parser.parse_args()
     os.environ.setdefault("WANDB_SILENT", "true")
@@ -106,7 +106,7 @@ def main() -> None:
         import wandb_workspaces.workspaces as ws
     except ModuleNotFoundError:
         raise ValueError("wandb-workspaces is not installed: pip install '.[dashboard]'") from None
-    from pydantic import TypeAdapter  # what wandb-workspaces is made of
+    from pydantic import TypeAdapter  # installed with wandb-workspaces
 
     import wandb
 
@@ -131,7 +131,7 @@ def main() -> None:
         return
     try:
         if not wandb.login(prompt=False):
-            raise ValueError("no W&B account is set up: `wandb login`, or --show to see what would be sent")
+            raise ValueError("no W&B account is set up: run `wandb login`, or use --show to see what would be sent")
         entity = options.entity or str(wandb.Api().default_entity)
         for one in made(entity):
             one.save()

@@ -1,6 +1,7 @@
-"""What the page docs/demo fetches: ONNX Runtime Web, checked by data/manifest.yaml, and a recorded network as ONNX.
+"""The files that the page docs/demo loads: ONNX Runtime Web, checked by data/manifest.yaml, and a network as ONNX.
 
-A site that is built without them, for want of npm, a network or the extra `onnx`, says so on that page.
+If they are missing (no npm, no network connection, no extra `onnx`), the site is built without them, and the page says
+so.
 """
 
 import logging
@@ -19,9 +20,9 @@ log = logging.getLogger("mkdocs.hooks.docs_demo")
 
 
 def assets(folder: Path) -> Iterator[Path]:
-    """The files; the network, the ST-CNN Aff on RTS or else the best, is exported into `folder` once.
+    """The files.  The network is exported into `folder` once: the ST-CNN Aff on RTS, else the best on RTS.
 
-    The window of an affine transformer is easiest to read.  Raises ValueError or OSError.
+    An affine transformer has the window that is easiest to read.  Raises ValueError or OSError.
     """
     yield from fetch("onnxruntime-web", ROOT / "data").values()
     model = zoo.load(zoo.longest("mnist_st_cnn_affine", distortion="rts") or zoo.best_transformer("rts"))

@@ -1,4 +1,4 @@
-"""What `mkdocs build` asks for beside the pages: lists made from conf/ and docs/figures, the tables, and the report."""
+"""Hooks of `mkdocs build` for generated content: lists from conf/ and docs/figures, the tables, and the report."""
 
 import inspect
 import re
@@ -32,7 +32,7 @@ def _file(path: Path) -> str:
 
 
 def experiments() -> str:
-    """Every table with its command, and every row of it with its file."""
+    """Every table with its command, and each of its rows with its file."""
     parts = []
     for table in TABLES:
         parts.append(f"### {table.title}\n\n```bash\npython run.py table={table.name}\n```\n")
@@ -50,17 +50,17 @@ def figures() -> str:
 
 
 def fenced(docstring: str | None) -> str:
-    """A docstring as Markdown, its examples as code."""
+    """A docstring as Markdown, with its examples as code."""
     text = inspect.cleandoc(docstring or "")
     return re.sub(r"^>>>.*?(?=^$|\Z)", lambda m: f"```pycon\n{m.group().rstrip()}\n```\n", text, flags=re.M | re.S)
 
 
 def api() -> str:
-    """Every public name of the library with its signature and docstring, a class with its public methods."""
+    """Every public name of the library with its signature and docstring; a class also with its public methods."""
     parts = []
     for name in stn.__all__:
         value = getattr(stn, name)
-        plain = isinstance(value, type) and "__init__" not in vars(value)  # nn.Module's takes anything
+        plain = isinstance(value, type) and "__init__" not in vars(value)  # nn.Module's __init__ takes anything
         signature = "()" if plain else inspect.signature(value)
         parts.append(f"## {name}\n\n```python\n{name}{signature}\n```\n\n{fenced(value.__doc__)}\n")
         for each in (each for each in vars(value) if isinstance(value, type) and not each.startswith("_")):
@@ -71,15 +71,15 @@ def api() -> str:
     return "\n".join(parts)
 
 
-MADE = {each.__name__: each for each in (results, schedules, experiments, figures, api)}  # by their mark in a page
+MADE = {each.__name__: each for each in (results, schedules, experiments, figures, api)}  # by their marker in a page
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
     for name, content in MADE.items():
         if (mark := f"<!-- {name} -->") in markdown:
             markdown = markdown.replace(mark, content())
-    markdown = re.sub(r"\]\(docs/", "](", markdown)  # of the README
-    return re.sub(r"\]\(\.\./results/", "](results/", markdown)  # which has pages of its own here
+    markdown = re.sub(r"\]\(docs/", "](", markdown)  # links of the README
+    return re.sub(r"\]\(\.\./results/", "](results/", markdown)  # the site has these pages, too
 
 
 def on_files(files: Files, config: Any) -> Files:

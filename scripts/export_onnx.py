@@ -1,11 +1,11 @@
-"""Export a recorded network to ONNX, and check the file in ONNX Runtime against PyTorch.
+"""Export a recorded network to ONNX, and compare the file in ONNX Runtime with PyTorch.
 
 python scripts/export_onnx.py mnist_st_cnn_tps-rts --out digits.onnx
 
-Input `u` (batch, C, S, S) in [0, 1] with 0 for the background, output the class scores `logits` (batch, classes), for a
-batch of any size.  With --grid also `source` (batch, H' W', 2), the sampling grid of its first spatial transformer, and
-`v` (batch, C, H', W'), the output of its last.  The check is on the first images of the network's own test set; a file
-that fails it is not kept.
+The input is `u` (batch, C, S, S) in [0, 1] with 0 for the background, the output the class scores `logits` (batch,
+classes), for batches of any size.  --grid adds the outputs `source` (batch, H' W', 2), the sampling grid of the first
+spatial transformer, and `v` (batch, C, H', W'), the output of the last.  The comparison uses the first images of the
+network's own test set.  A file that differs is deleted.
 """
 
 import os
@@ -20,9 +20,9 @@ from stn.experiments import build, zoo
 from stn.experiments.command import ROOT, Options, a_file, run
 from stn.experiments.errors import writing
 
-OPSET = 20  # GridSample is there from 16 on, for volumes from 20 on
-BATCHES = 1, 7  # sizes that are checked; it is exported with 2
-TOLERANCE = 1e-4  # largest difference to PyTorch over all outputs, relative to the largest of them
+OPSET = 20  # GridSample needs 16, for volumes 20
+BATCHES = 1, 7  # batch sizes that are checked; the export uses 2
+TOLERANCE = 1e-4  # largest difference from PyTorch over all outputs, relative to the largest output
 
 
 class WithGrid(nn.Module):
@@ -41,14 +41,14 @@ class WithGrid(nn.Module):
 
 
 def export(network: nn.Module, u: Tensor, path: Path, outputs: list[str]) -> None:
-    """Write the network as ONNX for inputs like u (B, ...), whatever their B."""
+    """Write the network as ONNX, for inputs like u (B, ...) with any B."""
     program = torch.onnx.export(
         network.eval(), (u,), dynamo=True, opset_version=OPSET, input_names=["u"], output_names=outputs,
         dynamic_shapes=({0: "batch"},), verbose=False,
     )  # fmt: skip
     assert program is not None
     for node in program.model.graph.all_nodes():
-        node.metadata_props.clear()  # stack traces, with the paths of this machine
+        node.metadata_props.clear()  # stack traces with paths of this machine
     program.save(path)
 
 
@@ -65,12 +65,13 @@ def difference(network: nn.Module, path: Path, u: Tensor) -> float:
 
 
 def checked(model: zoo.Recorded, out: Path, grid: bool = False) -> float:
-    """Write a recorded network to `out`; return how much it differs from PyTorch, TOLERANCE at most.
+    """Write a recorded network to `out`; return its relative difference from PyTorch, at most TOLERANCE.
 
-    Raises ValueError, in one line, beyond that, where it has no grid to give, and without the extra `onnx`.
+    Raises ValueError on a larger difference, if `grid` is asked of a network without a transformer, and without the
+    extra `onnx`.
     """
     if grid and not trace(model.network, torch.zeros(1, *model.in_shape)):
-        raise ValueError(f"{model.id} has no spatial transformer: leave --grid out")
+        raise ValueError(f"{model.id} has no spatial transformer: leave out --grid")
     u = next(iter(build.data_set(model.record["config"]["data"], ROOT / "data").test_batches()))[0][: max(BATCHES)]
     network = WithGrid(model.network) if grid else model.network
     unchecked = out.with_name(f".{out.name}.unchecked")
@@ -87,7 +88,7 @@ def checked(model: zoo.Recorded, out: Path, grid: bool = False) -> float:
             )
         os.replace(unchecked, out)
     except ModuleNotFoundError as error:
-        raise ValueError(f"{error.name} is missing: pip install -c constraints.txt -e '.[onnx]'") from None
+        raise ValueError(f"{error.name} is not installed: pip install -c constraints.txt -e '.[onnx]'") from None
     finally:
         unchecked.unlink(missing_ok=True)
     return worst
@@ -95,15 +96,15 @@ def checked(model: zoo.Recorded, out: Path, grid: bool = False) -> float:
 
 def main() -> None:
     parser = Options(__doc__)
-    parser.add_argument("model", help="an id, or its beginning, of runs/ or results/weights/")
-    parser.add_argument("--out", type=a_file, help="the file (default: MODEL.onnx here)")
-    parser.add_argument("--grid", action="store_true", help="give the sampling grid and its output too")
-    parser.add_argument("--force", action="store_true", help="overwrite a file that is there already")
+    parser.add_argument("model", help="the id of a run in runs/ or results/weights/, or its beginning")
+    parser.add_argument("--out", type=a_file, help="the file (default: MODEL.onnx in this folder)")
+    parser.add_argument("--grid", action="store_true", help="also output the sampling grid and the warped image")
+    parser.add_argument("--force", action="store_true", help="overwrite an existing file")
     options = parser.parse_args()
     model = zoo.load(options.model, ROOT)
     out = options.out or Path(f"{model.id}.onnx")
     if out.exists() and not options.force:
-        raise ValueError(f"{out} exists: --force overwrites it, --out FILE writes elsewhere")
+        raise ValueError(f"{out} exists: overwrite it with --force, or choose another file with --out")
     worst = checked(model, out, options.grid)
     print(f"written: {out}, input u (batch, {', '.join(map(str, model.in_shape))}), opset {OPSET}; "
           f"ONNX Runtime differs from PyTorch by {worst:.1e} of the largest score")  # fmt: skip

@@ -1,7 +1,7 @@
 """Draw the figures of README and docs into docs/figures: all of them, or those that are named.
 
-Most show trained networks: the longest-trained of your own runs below runs/ and of results/weights.  Figure 4 and the
-films train two networks anew, which takes two minutes.
+Most show a trained network: the one trained longest among your own runs in runs/ and results/weights.  Figure 4 and
+the films train two networks, which takes two minutes.
 """
 
 import io
@@ -59,7 +59,7 @@ for transform in ("affine", "projective", "tps"):
 
 
 def save(drawn: Drawn, path: Path) -> Path:
-    """Write a picture as PNG, a film as GIF, a chart as SVG, whole or not at all; returns the file."""
+    """Write a picture as PNG, a film as GIF or a chart as SVG, atomically; return the file."""
     content = io.BytesIO()
     if isinstance(drawn, str):
         path = path.with_suffix(".svg")
@@ -78,9 +78,9 @@ def save(drawn: Drawn, path: Path) -> Path:
 
 def main() -> None:
     parser = Options(__doc__)
-    parser.add_argument("names", nargs="*", metavar="NAME", help="such as figure3 (default: all)")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="figures to draw, such as figure3 (default: all)")
     parser.add_argument("--list", action="store_true", help="only print the names")
-    parser.add_argument("--runs", type=a_path, help="where your own runs are (default: runs)")
+    parser.add_argument("--runs", type=a_path, help="folder of your own runs (default: runs)")
     parser.add_argument("--out", type=a_path, default=ROOT / "docs/figures", help="default: docs/figures")
     options = parser.parse_args()
     runs = runs_folder(options.runs)
@@ -96,7 +96,7 @@ def main() -> None:
         except Untrained as error:
             if options.names:
                 raise
-            print(f"left out: {name}: {error}")
+            print(f"skipped: {name}: {error}")
             continue
         print(f"written: {save(drawn, options.out / name)}", flush=True)
 

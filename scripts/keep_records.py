@@ -1,8 +1,8 @@
-"""Keep the records of runs that have ended in git: new lines in results/, then tables, pages and model card anew.
+"""Keep the records of finished and failed runs in git: add lines to results/, then remake tables, pages and model card.
 
-A failed run is kept as one.  A record that is there already stays as it is, unless it is of a failed run that has
-finished since; smoke runs are never kept.  The tables in results/, README and docs/, README's chart of Table 1 and the
-model card results/weights/README.md are made from the kept records alone; only files that change are written.
+An existing record does not change, unless it is of a failed run that has finished since.  Smoke runs are never kept.
+The tables in results/, README and docs/, the README's chart of Table 1 and the model card results/weights/README.md
+are made from the kept records alone.  Only files that change are written.
 """
 
 from stn.experiments.command import ROOT, Options, a_path, end_with, run, runs_folder
@@ -11,14 +11,14 @@ from stn.experiments.results import against, cards, pages, prose, records, speed
 
 def main() -> None:
     parser = Options(__doc__)
-    parser.add_argument("--runs", type=a_path, help="where the runs are (default: runs)")
-    parser.add_argument("--weights", metavar="GLOB", help="keep the weights of the runs whose ids match, too")
+    parser.add_argument("--runs", type=a_path, help="folder of the runs (default: runs)")
+    parser.add_argument("--weights", metavar="GLOB", help="also keep the weights of the runs whose ids match")
     options = parser.parse_args()
     results = ROOT / "results"
     runs = runs_folder(options.runs)
     if options.weights == "":
         raise ValueError("--weights is empty: give a pattern such as '*-seed0-*', or leave it out")
-    # what was judged on validation digits is a study's (scripts/studies.py), not a figure of a table
+    # figures on validation digits belong to a study (scripts/studies.py), not to a table
     damaged: list[str] = []
     own = [r for r in records.read_runs(runs, damaged) if r["config"]["data"].get("test_split", "test") == "test"]
     new = records.keep(own, results)
@@ -27,7 +27,7 @@ def main() -> None:
         chosen = [path for path in sorted(runs.rglob("weights.safetensors")) if path.parent.match(options.weights)]
         chosen = [path for path in chosen if path.parent.name in {record["id"] for record in own}]
         if not chosen:
-            raise ValueError(f"--weights {options.weights}: no finished run in {runs} has such a name")
+            raise ValueError(f"--weights {options.weights}: no finished run in {runs} matches")
         for path in chosen:
             weights.keep(path, path.parent.name, results / "weights")
             print(f"kept: {path}")

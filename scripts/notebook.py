@@ -1,8 +1,8 @@
-"""Make docs/tutorial.ipynb from docs/tutorial.md: its prose and its Python, cell by cell.
+"""Make docs/tutorial.ipynb from the prose and the Python of docs/tutorial.md.
 
 python scripts/notebook.py
 
-Its first cells open it in Colab and fetch the project there, from the `repository-code` of CITATION.cff.
+The first cells open it in Colab and fetch the project there, from the `repository-code` of CITATION.cff.
 """
 
 import json
@@ -35,7 +35,7 @@ BADGE = "[![Open in Colab](https://colab.research.google.com/assets/colab-badge.
 def cells(markdown: str, address: str) -> list[dict]:
     """The cells of a notebook: badge, set-up, then the page; code other than Python stays prose."""
     github = re.fullmatch(r"https://github\.com/([\w.-]+/[\w.-]+?)(?:\.git)?/?", address)
-    link = "https://colab.research.google.com/"  # its dialogue "Upload" takes the file
+    link = "https://colab.research.google.com/"  # where "Upload" opens the file
     if github:
         link += f"github/{github[1]}/blob/main/docs/tutorial.ipynb"
     parts = [BADGE.format(link=link), SETUP.format(address=address)]

@@ -1,4 +1,4 @@
-"""Fetch the data into data/, check them, and prepare what training reads; what is there already stays."""
+"""Fetch the data into data/, check them, and prepare what training reads; existing files are kept."""
 
 import argparse
 import logging
@@ -9,7 +9,7 @@ from stn.experiments.datasets.fetch import download, fetch, manifest
 
 def prepare_mnist(options: argparse.Namespace) -> str:
     paths = fetch("mnist", options.root)
-    return f"{len(paths)} files in {options.root / 'mnist'}, every sha256 right"
+    return f"{len(paths)} files in {options.root / 'mnist'}, every sha256 correct"
 
 
 def prepare_cub(options: argparse.Namespace) -> str:
@@ -47,7 +47,12 @@ def main() -> None:
     parser.add_argument("dataset", nargs="?", default="mnist", choices=list(DATASETS))
     parser.add_argument("--root", type=a_path, default=ROOT / "data", help="default: data")
     parser.add_argument(
-        "--size-px", type=int, nargs="+", default=[64, 128], choices=[64, 128], help="SVHN's crops (default: both)"
+        "--size-px",
+        type=int,
+        nargs="+",
+        default=[64, 128],
+        choices=[64, 128],
+        help="sizes of SVHN's crops (default: both)",
     )
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")

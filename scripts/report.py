@@ -1,6 +1,6 @@
-"""Make the report: one HTML page from the records, which opens in any browser, on a phone and in print.
+"""Make the report: one HTML page from the records, for any browser, for phones and for print.
 
-A run of your own (below runs/) stands before the kept record (results/records.jsonl) of the same run.
+Your own run (in runs/) replaces the kept record (in results/records.jsonl) of the same run.
 """
 
 from stn.experiments.command import ROOT, Options, a_file, a_path, end_with, run, runs_folder
@@ -9,7 +9,7 @@ from stn.experiments.results import records, report, tables
 
 def main() -> None:
     parser = Options(__doc__)
-    parser.add_argument("--runs", type=a_path, help="where your own runs are (default: runs)")
+    parser.add_argument("--runs", type=a_path, help="folder of your own runs (default: runs)")
     parser.add_argument("--out", type=a_file, default=ROOT / "results/report.html", help="default: results/report.html")
     options = parser.parse_args()
     damaged: list[str] = []
@@ -18,7 +18,7 @@ def main() -> None:
     page = report.page(found, known, ROOT / "docs/figures", ROOT / "results/not_run.yaml", damaged)
     records.replace(options.out, page)
     print(f"written: {options.out}, {len(found)} records, {len(page) / 2**20:.1f} MB: open it in a browser")
-    end_with(damaged, "The report stands on the other records.")
+    end_with(damaged, "The report uses the other records.")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Search free hyper-parameters with Optuna (TPE), without an account: the same file as a W&B sweep's.
+"""Search hyper-parameters with Optuna (TPE), without an account; FILE is the same as for a W&B sweep.
 
-The study is kept in FILE.journal beside the runs: the same command goes on with it, also from several shells or nodes
-at once.  Every trial of Optuna's is a run of run.py with a record; what failed is told to the optimiser as failed.
+The study is kept in FILE.journal beside the runs.  The same command continues it, also from several shells or nodes at
+a time.  Every trial is a run of run.py with a record; Optuna is told of failed ones.
 """
 
 import os
@@ -17,11 +17,11 @@ from stn.experiments.yaml_files import read_yaml
 
 
 def read_sweep(path: Path) -> dict[str, Any]:
-    """A W&B sweep file.  Raises OSError or ValueError, in one line, where it lacks what a search needs."""
+    """A W&B sweep file.  Raises OSError or ValueError if a key that the search needs is missing or wrong."""
     sweep = read_yaml(path)
     needs = {"command": list, "parameters": dict, "metric": dict}
     if not isinstance(sweep, dict) or not all(isinstance(sweep.get(key), kind) for key, kind in needs.items()):
-        raise ValueError(f"{path} is not a sweep: it needs a command (a list), parameters and a metric (mappings)")
+        raise ValueError(f"{path} is not a sweep file: it needs command (a list), parameters and metric (mappings)")
     metric = sweep["metric"]
     if not isinstance(metric.get("name"), str) or metric.get("goal") not in ("minimize", "maximize"):
         raise ValueError(f"{path}: metric={metric} needs a name and a goal, minimize or maximize")
@@ -33,12 +33,12 @@ def read_sweep(path: Path) -> dict[str, Any]:
         if not listed and not (isinstance(low, int | float) and isinstance(high, int | float) and low < high):
             raise ValueError(f"{path}: parameter {name} needs a list of values, or numbers min < max")
         if not listed and space.get("distribution") == "log_uniform_values" and low <= 0:
-            raise ValueError(f"{path}: parameter {name} has min={low}: log_uniform_values needs one above 0")
+            raise ValueError(f"{path}: parameter {name} has min={low}: log_uniform_values needs a min above 0")
     return sweep
 
 
 def suggest(trial: Any, parameters: dict[str, Any]) -> list[str]:
-    """One override per parameter of a W&B sweep file: `values`, or `min` and `max`, log-uniform where it says so."""
+    """One override per parameter of a W&B sweep file: of `values`, or from `min` to `max`, uniform or log-uniform."""
     words = []
     for name, space in parameters.items():
         if "values" in space:
@@ -51,7 +51,7 @@ def suggest(trial: Any, parameters: dict[str, Any]) -> list[str]:
 
 
 def train(overrides: list[str], folder: Path, metric: str) -> float | None:
-    """The metric of the run that the overrides name, in a folder of its own; None where it failed."""
+    """The metric of the run with these overrides, which has its own folder; None if it failed."""
     words = [sys.executable, "run.py", *overrides, f"runs_dir={folder}"]
     done = subprocess.run(words, cwd=ROOT, env=os.environ | child())
     results = list(folder.glob("*/result.json"))
@@ -59,16 +59,20 @@ def train(overrides: list[str], folder: Path, metric: str) -> float | None:
         return None
     metrics = records.metrics_of(records.read(results[0]))
     if metric not in metrics:
-        raise ValueError(f"a run has no metric {metric!r}: name one of {', '.join(metrics)} in the sweep's file")
+        raise ValueError(f"a run has no metric {metric!r}: choose one of {', '.join(metrics)} in the sweep file")
     return metrics[metric]
 
 
 def main() -> None:
     parser = Options(__doc__)
     parser.add_argument("--sweep", type=a_path, default=ROOT / "sweeps/localisation_lr.yaml")
-    parser.add_argument("--trials", type=a_number(1, 1_000_000), default=20, help="further trials (default: 20)")
+    parser.add_argument(
+        "--trials", type=a_number(1, 1_000_000), default=20, help="number of further trials (default: 20)"
+    )
     parser.add_argument("--runs", type=a_path, default=ROOT / "runs/search", help="default: runs/search")
-    parser.add_argument("overrides", nargs="*", help="of run.py, after those of the file, such as schedule=smoke")
+    parser.add_argument(
+        "overrides", nargs="*", help="overrides of run.py, after those of the file, such as schedule=smoke"
+    )
     options = parser.parse_args()
     try:
         import optuna
@@ -88,7 +92,7 @@ def main() -> None:
             direction=sweep["metric"]["goal"],
             load_if_exists=True,
         )
-    tell_when_stopped(lambda: f"the trials that have ended are kept in {options.runs}")
+    tell_when_stopped(lambda: f"the finished trials are kept in {options.runs}")
     for _ in range(options.trials):
         with writing(journal):
             trial = study.ask()
@@ -103,7 +107,7 @@ def main() -> None:
         )
     finished = [trial for trial in study.trials if trial.value is not None]
     if not finished:
-        raise ValueError("no trial has finished: see above")
+        raise ValueError("no trial has finished: the reasons are above")
     best = study.best_trial
     print(f"best of {len(finished)}: {' '.join(f'{k}={v}' for k, v in best.params.items())}: {best.value:.2f} %")
 

@@ -1,8 +1,8 @@
-"""Where a table stands: which cells are done, running, stopped, failed or missing, and about how long the rest takes.
+"""Show the state of a table: which cells are done, running, stopped, failed or missing, and about how long is left.
 
-A stopped run has a checkpoint but no process: the command that started it goes on with it.  The time left is what the
-steps to go took in records of the same cell, else of the table, divided by the runs that are under way now.  It counts
-no cell of whose pace no record tells.  Nothing here touches a run.
+A stopped run has a checkpoint but no process: the command that started it resumes it.  The time left is the remaining
+steps times the seconds per step in records of the same cell, or else of the table, divided by the number of running
+runs.  Cells without such a record are not counted.  This command does not touch the runs.
 """
 
 import re
@@ -25,7 +25,7 @@ STATES = ("done", "running", "stopped", "failed", "missing")
 
 
 def unfinished(runs: Path) -> list[records.Record]:
-    """The runs without a result, with `status` running where a process shows that it is at them, else stopped."""
+    """The runs without a result; their `status` is running if a process gives signs of life, else stopped."""
     return [
         record | {"status": "running" if held(folder) else "stopped"}
         for folder, record in records.read_unfinished(runs)
@@ -33,7 +33,7 @@ def unfinished(runs: Path) -> list[records.Record]:
 
 
 def seeds(text: str) -> list[int]:
-    """0,2 or range(3): as run.py takes them."""
+    """The seeds of 0,2 or range(3), as in run.py."""
     if span := re.fullmatch(r"range\((?:(\d+),)?(\d+)\)", text):
         found = range(int(span[1] or 0), int(span[2]))
         if not 0 < len(found) <= 10_000:
@@ -49,15 +49,15 @@ def main() -> None:
     parser = Options(__doc__)
     parser.add_argument("table", choices=names)
     parser.add_argument("--schedule", default="fast", help="default: fast")
-    parser.add_argument("--budget", type=a_number(1, 10**12), help="count the runs of this budget only")
+    parser.add_argument("--budget", type=a_number(1, 10**12), help="count only runs with this budget")
     parser.add_argument("--seeds", default="0", help="such as 0,1,2 or range(3); default: 0")
-    parser.add_argument("--runs", type=a_path, help="where your own runs are (default: runs)")
+    parser.add_argument("--runs", type=a_path, help="folder of your own runs (default: runs)")
     options = parser.parse_args()
     resolvers.register()
 
     table = tables.load(ROOT / "conf/table" / f"{options.table}.yaml")
     runs, schedule = runs_folder(options.runs), tables.schedule(ROOT / "conf", options.schedule)
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):  # a row's classifier may decide
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):  # the steps may depend on a row's classifier
         steps = {row: compose("config", [f"experiment={row}", f"schedule={options.schedule}"]).schedule.steps
                  for row in table.rows}  # fmt: skip
     damaged: list[str] = []
@@ -98,9 +98,9 @@ def main() -> None:
     at_once = max(1, counts["running"])
     known_s = [one for one in left if one is not None]
     about = f"about {timedelta(seconds=round(sum(known_s) / at_once))} left, {at_once} at a time" if known_s else ""
-    unknown = f"no record tells the pace of {len(left) - len(known_s)} of them" if len(known_s) < len(left) else ""
+    unknown = f"time unknown for {len(left) - len(known_s)} of them" if len(known_s) < len(left) else ""
     print("; ".join(filter(None, [f"{sum(counts.values())} cells: {summary}", about, unknown])))
-    end_with(damaged, "This is of the other records.")
+    end_with(damaged, "The status counts the other records.")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Keep the finished runs of the studies in results/studies, and fill the tables of docs/studies.md from them.
 
-The runs are below runs/studies; a record that is kept already stays as it is.
+The runs are in runs/studies.  A record that is already kept does not change.
 """
 
 from stn.experiments.command import ROOT, Options, a_path, run, runs_folder

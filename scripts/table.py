@@ -1,7 +1,7 @@
-"""Make a table of the paper from the records: into the terminal, results/<table>.md and results/<table>.csv.
+"""Make a table of the paper from the records: in the terminal, results/<table>.md and results/<table>.csv.
 
-A run of your own (below runs/) stands before the kept record (results/records.jsonl) of the same run.  The runs of a
-schedule whose figures mean nothing (smoke) are shown, marked so, and nothing is written.
+Your own run (in runs/) replaces the kept record (in results/records.jsonl) of the same run.  Smoke runs, whose figures
+mean nothing, are shown with that warning, and no file is written.
 """
 
 from rich.console import Console
@@ -15,9 +15,9 @@ def main() -> None:
     known = sorted(path.stem for path in (ROOT / "conf/table").glob("*.yaml"))
     parser = Options(__doc__)
     parser.add_argument("table", choices=known)
-    parser.add_argument("--schedule", help="show this schedule's table only (all go into the files)")
-    parser.add_argument("--runs", type=a_path, help="where your own runs are (default: runs)")
-    parser.add_argument("--out", type=a_path, default=ROOT / "results", help="where the files go (default: results)")
+    parser.add_argument("--schedule", help="show only this schedule's table (the files have all)")
+    parser.add_argument("--runs", type=a_path, help="folder of your own runs (default: runs)")
+    parser.add_argument("--out", type=a_path, default=ROOT / "results", help="folder for the files (default: results)")
     options = parser.parse_args()
     runs = runs_folder(options.runs)
     smoke = options.schedule is not None and tables.schedule(ROOT / "conf", options.schedule).get("smoke", False)
@@ -36,8 +36,8 @@ def main() -> None:
                 lines.add_row(*line)
             console.print(lines)
             mine = sum(tables.belongs(table, r) and r["id"] in ids for r in block if r["schedule"] == schedule)
-            rest = "" if smoke else "; where there is none, the kept record"
-            console.print(f"own runs, below {runs}: {mine}{rest}")
+            rest = "" if smoke else "; for the rest, the kept record"
+            console.print(f"own runs, in {runs}: {mine}{rest}")
             shown += 1
     if shown:
         console.print(pages.legend(table), highlight=False)
@@ -48,7 +48,7 @@ def main() -> None:
     if not smoke:
         pages.write(options.out, table, found)
         console.print(f"written: {options.out / table.name}.md and .csv")
-    end_with(damaged, "The table stands on the other records.")
+    end_with(damaged, "The table uses the other records.")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Ways of doing the same thing, timed in turn: a busy machine slows all of them alike."""
+"""Time several ways of doing the same thing in turn, so that a busy machine slows all of them alike."""
 
 import statistics
 import time
@@ -11,7 +11,7 @@ def turns(
     min_s: float = 0.3,
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, list[float]]:
-    """Seconds of one call of each way, a mean over at least `min_s` seconds in each of the rounds."""
+    """Seconds per call of each way: in each round the mean over at least `min_s` seconds."""
     repeats = {}
     for name, way in ways.items():
         way()
@@ -29,5 +29,5 @@ def turns(
 
 
 def side_by_side(ways: dict[str, Callable[[], object]], rounds: int = 5, min_s: float = 0.3) -> dict[str, float]:
-    """Median seconds of one call of each way."""
+    """Median seconds per call of each way."""
     return {name: statistics.median(values) for name, values in turns(ways, rounds, min_s).items()}

@@ -1,7 +1,7 @@
 """Spatial Transformer Networks (Jaderberg et al., 2015): the transformer for your own network.
 
-A name is loaded when it is first used, so `import stn` costs nothing and commands that only read records stay free of
-PyTorch.  The paper's experiments are `stn.experiments`, which the library never imports.
+Names load on first use, so `import stn` costs nothing and commands that only read records do not load PyTorch.  The
+paper's experiments are in `stn.experiments`, which the library never imports.
 """
 
 from importlib import import_module
@@ -66,7 +66,7 @@ _MODULES = {
     "sampler": ("regular_grid", "sample"),
     "spline": ("ThinPlateSpline",),
     "transformer": ("SpatialTransformer", "Warp", "trace"),
-}  # what is in none of these is in `transforms`
+}  # every other name is in `transforms`
 
 
 def __getattr__(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""What a compiled graph takes as a constant; a module of its own, as the mark loads torch._dynamo."""
+"""The spline's solution as a constant of a compiled graph.  A separate module, since it loads torch._dynamo."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""Is a spatial transformer alive?  What its window does, and whether it has collapsed."""
+"""Diagnostics of a spatial transformer: what its window does, and whether it has collapsed."""
 
 import torch
 from jaxtyping import Float
@@ -6,15 +6,15 @@ from torch import Tensor
 
 from stn.transformer import Warp
 
-MAX_OUT_OF_IMAGE = 0.75  # beyond it most of V is background: the window has left the image or zoomed far out
-MIN_DETERMINANT = 0.01  # below it the window covers less than 1 % of the image
+MAX_OUT_OF_IMAGE = 0.75  # above it, most of V is background: the window has left the image or zoomed far out
+MIN_DETERMINANT = 0.01  # below it, the window covers less than 1 % of the image
 
 
 def determinant(source: Float[Tensor, "b n d"], size: tuple[int, ...]) -> Float[Tensor, " b"]:
     """Mean Jacobian determinant of the map target -> source over a grid of `size` (H', W') or (D', H', W').
 
-    By differences between neighbouring points, so that it holds for any transform.  1 keeps areas or volumes, 0.25 is
-    a zoom in by 2 (0.125 in 3D), negative values mirror.  nan where the grid has a single point along some axis.
+    Computed from differences between neighbouring points, so it holds for any transform.  1 keeps areas or volumes,
+    0.25 zooms in by 2 (0.125 in 3D), a negative value mirrors.  nan where the grid has a single point along some axis.
 
     >>> determinant(0.5 * regular_grid((4, 4))[None], (4, 4))
     tensor([0.2500])
@@ -36,7 +36,7 @@ def determinant(source: Float[Tensor, "b n d"], size: tuple[int, ...]) -> Float[
 
 
 def out_of_image(source: Float[Tensor, "b n d"]) -> Float[Tensor, " b"]:
-    """The share of the source points that lie outside of U, where V is 0.  A point that is nan counts as outside."""
+    """The share of source points outside U, where V is 0.  A nan counts as outside."""
     inside = (source.abs() <= 1).all(-1)
     return (~inside).float().mean(1)
 
@@ -44,8 +44,8 @@ def out_of_image(source: Float[Tensor, "b n d"]) -> Float[Tensor, " b"]:
 def health(warp: Warp) -> dict[str, float]:
     """Three means over the batch of one warp of `stn.trace`.
 
-    `det`, the determinant of its map; `out_of_image`, the share of its window outside of U; `theta_distance`,
-    |theta - identity|.  Where any theta of the batch is nan, so are `det` and `theta_distance`.
+    `det` is the determinant of its map, `out_of_image` the share of its window outside U, `theta_distance` the
+    Euclidean |theta - identity|.  If any theta of the batch is nan, so are `det` and `theta_distance`.
 
     >>> st = SpatialTransformer(fully_connected((1, 8, 8), Affine()), Affine())
     >>> [warp] = trace(st, torch.rand(2, 1, 8, 8))
@@ -61,9 +61,10 @@ def health(warp: Warp) -> dict[str, float]:
 
 
 def collapsed(warp: Warp) -> bool:
-    """Whether nothing useful is left in V: three quarters of the window lie outside of U, or it is a line or a point.
+    """Whether V holds nothing useful: over three quarters of the window lie outside U, or it covers under 1 % of U.
 
-    A flat window counts in images alone.  In a volume it may be right: one plane of an extruded digit is the digit.
+    The second test is for images alone.  In a volume a flat window may be right: one plane of an extruded digit shows
+    the digit.
 
     >>> st = SpatialTransformer(fully_connected((1, 8, 8), Affine()), Affine())
     >>> [collapsed(warp) for warp in trace(st, torch.rand(2, 1, 8, 8))]

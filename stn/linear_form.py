@@ -1,4 +1,4 @@
-"""The general form of Sect. 3.2, whose B is learnt."""
+"""The general form of Sect. 3.2, with a learnt B."""
 
 import math
 
@@ -15,9 +15,9 @@ from stn.sampler import grid_key, regular_grid
 class LinearForm(nn.Module):
     """The general form of Sect. 3.2, source = M_theta B, where B (K, N) is learnt with the rest of the network.
 
-    B starts as the homogeneous regular grid of an output of `size` (so K = 3 is an affine map at the start), plus
-    `extra` rows N(0, 0.1) that M_theta starts out ignoring.  theta is M_theta (2, K) row by row.  B belongs to the
-    points of one output grid: `target` has to be the regular grid of `size`, and all else is refused.
+    theta is M_theta (2, K) row by row, K = 3 + `extra`.  The first three rows of B start as the homogeneous regular
+    grid of an output of `size` (H', W'), so the map starts affine.  The `extra` rows start as N(0, 0.1), with weight 0
+    in the identity.  B belongs to the points of one output grid.  Raises ValueError if `target` is another grid.
 
     >>> form = LinearForm((4, 6), extra=1)
     >>> form(torch.tensor([form.identity]), regular_grid((4, 6))).shape
@@ -37,11 +37,11 @@ class LinearForm(nn.Module):
         self.reset_parameters()
         self.num_params = 2 * k
         self.identity = tuple(float(i == j) for i in range(2) for j in range(k))
-        note = "an older one, of the same size, is completed by stn.complete_state"
+        note = "stn.complete_state completes an older state of the same size"
         refuse_other(self, "fixed", tuple(map(float, self.size)), note)
 
     def reset_parameters(self) -> None:
-        """B as at the start."""
+        """Set B to its start."""
         with torch.no_grad():
             self.basis[:3] = homogeneous(regular_grid(self.size)).to(self.basis)
             self.basis[3:] = 0.1 * torch.randn_like(self.basis[3:])
@@ -57,12 +57,12 @@ class LinearForm(nn.Module):
         return linear_map(theta.view(-1, 2, len(self.basis)), self.basis.to(theta.dtype))
 
     def check_size(self, size: tuple[int, ...]) -> None:
-        """Raise ValueError on the size of another output."""
+        """Raise ValueError on another output size."""
         if tuple(size) != self.size:
             raise ValueError(f"this LinearForm has learnt B for an output of {self.size}, got {tuple(size)}")
 
     def _check_grid(self, target: Float[Tensor, "n 2"]) -> None:
-        """Raise ValueError on another grid; what a GPU or a traced graph holds is taken at its word."""
+        """Raise ValueError on another grid.  On a GPU or in a traced graph the values are not checked."""
         key = grid_key(target)
         if key is None and target.device.type == "cpu" and constant(target):
             same = torch.allclose(target, regular_grid(self.size, target.dtype), atol=1e-2 / max(self.size))

@@ -1,4 +1,4 @@
-"""Localisation networks f_loc (Sect. 3.1, A.4): the input feature map in, theta out."""
+"""Localisation networks f_loc (Sect. 3.1, A.4): from the input feature map to theta."""
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
@@ -16,15 +16,15 @@ from stn.transforms import aligned_corners_factors
 class Regression(nn.Linear):
     """The final regression layer: theta = identity + W x + b, with W and b zero at the start.
 
-    The paper's "zero weights, bias = identity"; holding the identity apart from b keeps weight decay from pulling theta
-    to the zero matrix.  `start` replaces the transform's identity where a network should begin elsewhere.
-    Computed in float32 under autocast, since half precision would blur the grid by a pixel.  Raises ValueError on a
-    start of another length.
+    This is A.4's "zero weights, bias = identity", except that the identity is kept apart from b, so that weight decay
+    does not pull theta towards the zero matrix.  `start` replaces the transform's identity where a network should
+    begin elsewhere.  Computed in float32 under autocast, since half precision moves the grid by up to a pixel.  Raises
+    ValueError on a `start` of the wrong length.
 
-    The identity is part of the state dict.  A state with another one, or with none, is refused: an `nn.Linear` whose
-    bias holds the identity would mean it twice (`from_linear` converts it), and so is one of a version of this library
-    that did not write it down (`complete_state`).  `weight_norm` and `spectral_norm` on it give nan, since W is zero at
-    the start.
+    The identity is part of the state dict, and a state with another identity, or without one, does not load.  The bias
+    of a plain `nn.Linear` already holds the identity, which would count twice: `from_linear` converts it.
+    `complete_state` adds the identity to a state from a version of this library that did not store it.  `weight_norm`
+    and `spectral_norm` on it give nan, since W starts at zero.
 
     >>> Regression(5, Affine())(torch.rand(1, 5))
     tensor([[1., 0., 0., 0., 1., 0.]], grad_fn=<AddBackward0>)
@@ -41,11 +41,11 @@ class Regression(nn.Linear):
             )
         self.start = start
         super().__init__(in_features, transform.num_params)
-        note = "an nn.Linear's state is converted by Regression.from_linear, an older one by stn.complete_state"
+        note = "Regression.from_linear converts an nn.Linear, stn.complete_state completes an older state"
         refuse_other(self, "identity", start, note)
 
     def reset_parameters(self) -> None:
-        """theta = identity again.  Draws random numbers as nn.Linear does, for the sake of what is drawn after it."""
+        """Set theta to the identity.  Draws as many random numbers as nn.Linear, so that later draws do not change."""
         super().reset_parameters()
         nn.init.zeros_(self.weight)
         nn.init.zeros_(self.bias)
@@ -64,10 +64,10 @@ class Regression(nn.Linear):
         transform: Transform,
         aligned_corners: tuple[tuple[int, ...], tuple[int, ...]] | None = None,
     ) -> "Regression":
-        """The same theta = W x + b as a trained `nn.Linear`, the last layer of the tutorials' localisation networks.
+        """The same theta = W x + b as a trained `nn.Linear`, the last layer of most tutorials' localisation networks.
 
-        Where its network samples with `align_corners=True`, `aligned_corners` is (size of U, size of V), and theta is
-        that of the same map in our coordinates (`aligned_corners_factors`).  Raises ValueError on other shapes.
+        If that network samples with `align_corners=True`, pass `aligned_corners` = (size of U, size of V): theta is
+        then converted to our coordinates (`aligned_corners_factors`).  Raises ValueError if the shapes do not fit.
 
         >>> linear = nn.Linear(5, 6)
         >>> x = torch.rand(2, 5)
@@ -77,7 +77,7 @@ class Regression(nn.Linear):
         if linear.out_features != transform.num_params:
             raise ValueError(
                 f"{type(transform).__name__} has {transform.num_params} parameters, "
-                f"the linear layer gives {linear.out_features}"
+                f"the linear layer has {linear.out_features} outputs"
             )
         layer = cls(linear.in_features, transform).to(linear.weight)
         factors: tuple[float, ...] = (1.0,) * transform.num_params
@@ -91,14 +91,16 @@ class Regression(nn.Linear):
         return layer
 
 
-@torch.fx.wrap  # a call in the graph of torch.fx, which else would lose the context
+@torch.fx.wrap  # one call in the graph of torch.fx, which would lose the autocast context otherwise
 def _linear(x: Tensor, weight: Tensor, bias: Tensor, identity: Tensor) -> Tensor:
     with torch.autocast(x.device.type, enabled=False):
         return identity + F.linear(x.to(weight.dtype), weight, bias)
 
 
 def complete_state(network: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A state dict from before it held identities, with those of `network`: for weights known to be of its kind.
+    """`state` plus the constants of `network` (identities, scales, sizes) that older state dicts do not hold.
+
+    Nothing checks that they fit: use it only where the weights come from a network with the same constants.
 
     >>> layer = Regression(5, Affine())
     >>> layer.load_state_dict(complete_state(layer, {"weight": torch.ones(6, 5), "bias": torch.zeros(6)}))
@@ -109,13 +111,13 @@ def complete_state(network: nn.Module, state: Mapping[str, Tensor]) -> dict[str,
 
 
 def num_features(features: nn.Module, in_shape: tuple[int, ...]) -> int:
-    """How many values `features` gives for one input of `in_shape` (C, H, W)."""
+    """The number of outputs of `features` for one input of `in_shape` (C, H, W)."""
     with torch.no_grad():
         return features(torch.zeros(1, *in_shape)).numel()
 
 
 class SumPool2d(nn.AvgPool2d):
-    """The sum over k x k pixels: k^2 times their mean.  `divisor_override=1` would not survive the export to ONNX."""
+    """The sum over k x k pixels, as k^2 times their mean: ONNX has no equivalent of `divisor_override=1`."""
 
     def __init__(self, kernel_size: int):
         super().__init__(kernel_size)
@@ -128,7 +130,7 @@ class SumPool2d(nn.AvgPool2d):
 def fully_connected(
     in_shape: tuple[int, ...], transform: Transform, hidden: Sequence[int] = (32, 32, 32)
 ) -> nn.Sequential:
-    """A.4's localisation of an ST-FCN: fully connected layers of 32, 32, 32, then the regression of theta.
+    """The localisation network of an ST-FCN (A.4): fully connected layers of 32 units, then the regression of theta.
 
     >>> fully_connected((1, 28, 28), Affine())(torch.rand(2, 1, 28, 28)).shape
     torch.Size([2, 6])
@@ -141,10 +143,10 @@ def fully_connected(
 
 
 def convolutional(in_shape: tuple[int, ...], transform: Transform, channels: int = 20) -> nn.Sequential:
-    """A.4's localisation of an ST-CNN: input / 2 - conv 5x5/20 - max 2 - conv 5x5/20 - FC 20 - theta.
+    """The localisation network of an ST-CNN (A.4): input / 2 - conv 5x5/20 - max 2 - conv 5x5/20 - FC 20 - theta.
 
-    The input is summed over 2 x 2 pixels: most of a digit's image is empty, and the mean, four times as small, learns
-    more slowly.  ReLU comes after the pool: the same function on a quarter of the map.
+    The input is summed over 2 x 2 pixels.  Most of a digit's image is empty, and with the mean, four times as small,
+    the network learns more slowly.  ReLU comes after the pool: the same function on a quarter of the map.
 
     >>> convolutional((1, 28, 28), Affine())(torch.rand(2, 1, 28, 28)).shape
     torch.Size([2, 6])

@@ -1,4 +1,4 @@
-"""The matrices of Sect. 3.2: source = M_theta B, a plane projective map, products and inverses of small matrices."""
+"""The matrices of Sect. 3.2: source = M_theta B, the plane projective map, products and inverses of small matrices."""
 
 import math
 
@@ -10,11 +10,11 @@ from torch import Tensor
 from stn.constants import Constants, made_of
 from stn.sampler import without_autocast
 
-BASES = Constants(256 * 2**20)  # a spline through 8 x 8 points at 1024 px takes all of it
+BASES = Constants(256 * 2**20)  # as much as one spline with 8 x 8 control points at 1024 px
 
 
 def homogeneous(target: Float[Tensor, "n d"]) -> Float[Tensor, "d+1 n"]:
-    """The target points as columns (x_t, y_t, 1): the B of an affine M_theta B; kept for regular grids."""
+    """The target points as columns (x_t, y_t, 1): the B of an affine M_theta B.  Cached."""
     return made_of(BASES, "homogeneous", target, _with_ones)
 
 
@@ -30,7 +30,7 @@ def linear_map(m_theta: Float[Tensor, "b d k"], basis: Float[Tensor, "k n"]) -> 
 def _product(m_theta: Float[Tensor, "b d k"], basis: Float[Tensor, "k n"]) -> Float[Tensor, "b d n"]:
     """M_theta B as one matrix product over the whole batch.
 
-    In float32 under autocast too: in half precision the points would be off by up to a pixel.
+    In float32 under autocast too: half precision would move the points by up to a pixel.
     """
     b, d, k = m_theta.shape
     with without_autocast(m_theta.device.type):
@@ -40,19 +40,19 @@ def _product(m_theta: Float[Tensor, "b d k"], basis: Float[Tensor, "k n"]) -> Fl
 def perspective(h_theta: Float[Tensor, "b 3 3"], target: Float[Tensor, "n 2"], min_z: float) -> Float[Tensor, "b n 2"]:
     """(X, Y, Z) = H_theta (x_t, y_t, 1), source = (X / Z, Y / Z).
 
-    A point with Z <= 0 lies behind the camera and is sent out of the image: its V is 0 and it has no gradient.  Z is
-    clipped to at least `min_z`, so that no coordinate and no gradient is infinite.
+    A point with Z <= 0 lies behind the camera and is placed outside the image: its V is 0 and it has no gradient.  Z is
+    clipped to at least `min_z`, so that coordinates and gradients stay finite.
     """
     xy, z = _product(h_theta, homogeneous(target)).split([2, 1], dim=1)
-    inverse = F.hardtanh(z, min_z, math.inf).reciprocal()  # clamp whose gradient is one operation, not three
-    return (xy * inverse).masked_fill_(z <= 0, OUT_OF_IMAGE).transpose(1, 2)  # nan is not <= 0: it has to show
+    inverse = F.hardtanh(z, min_z, math.inf).reciprocal()  # a clamp with one operation in its backward, not three
+    return (xy * inverse).masked_fill_(z <= 0, OUT_OF_IMAGE).transpose(1, 2)  # nan is not <= 0, so it stays visible
 
 
-OUT_OF_IMAGE = 4.0  # any coordinate whose sampling kernel touches no pixel
+OUT_OF_IMAGE = 4.0  # any coordinate whose sampling kernel touches no pixel would do
 
 
 def inverse_2x2(m: Float[Tensor, "b 2 2"]) -> Float[Tensor, "b 2 2"]:
-    """The adjugate over the determinant: no solver, nothing that waits for a GPU.  Infinite where m is singular."""
+    """The adjugate over the determinant, without a solver that waits for the GPU.  Infinite where m is singular."""
     (a, b), (c, d) = (row.unbind(-1) for row in m.unbind(-2))
     return torch.stack([d, -b, -c, a], dim=-1).unflatten(-1, (2, 2)) / (a * d - b * c)[..., None, None]
 
@@ -65,7 +65,7 @@ def inverse_3x3(m: Float[Tensor, "b 3 3"]) -> Float[Tensor, "b 3 3"]:
 
 
 def affine_inverse(m: Float[Tensor, "b d k"]) -> Float[Tensor, "b d k"]:
-    """[R, t]: the map y = R x + t the other way round, x = R^-1 y - R^-1 t."""
+    """The inverse of y = R x + t, with m = [R, t]: x = R^-1 y - R^-1 t."""
     linear, t = m[..., :-1], m[..., -1:]
     inverse = inverse_2x2(linear) if m.shape[1] == 2 else inverse_3x3(linear)
     with without_autocast(m.device.type):

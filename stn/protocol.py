@@ -1,4 +1,4 @@
-"""What a transform T_theta has to offer, and the checks in one line of what is given to one."""
+"""The interface of a transform T_theta, and the checks of what is passed to one."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -10,7 +10,10 @@ from torch import Tensor, nn
 
 @runtime_checkable
 class Transform(Protocol):
-    """What every transform of `stn.transforms`, and any of your own, has to offer.
+    """The interface of every transform in `stn.transforms` and of your own.
+
+    `num_params` is P, the length of theta; `dims` is 2 or 3; `identity` is the theta of the identity map.  A call maps
+    theta (B, P) and target (N, dims) to source (B, N, dims).
 
     >>> class Mirror:
     ...     num_params, dims, identity = 1, 2, (0.0,)
@@ -30,11 +33,11 @@ class Transform(Protocol):
 
 
 def check_transform(transform: Transform) -> None:
-    """Raise ValueError on what is no transform, such as `Affine` in the place of `Affine()`."""
+    """Raise ValueError on anything but a transform, such as `Affine` instead of `Affine()`."""
     if isinstance(transform, type):
         raise ValueError(f"the transform has to be an object, got the class: write {transform.__name__}()")
     if not isinstance(transform, Transform):
-        raise ValueError(f"{transform!r} is not a transform: it needs num_params, dims, identity and a call")
+        raise ValueError(f"{transform!r} is not a transform: it needs num_params, dims, identity and __call__")
 
 
 def check_size(name: str, size: tuple[int, ...], dims: int, of: str) -> None:
@@ -42,14 +45,14 @@ def check_size(name: str, size: tuple[int, ...], dims: int, of: str) -> None:
     fits = isinstance(size, Sequence) and len(size) == dims and all(isinstance(n, int) and n > 0 for n in size)
     if not fits:
         got = tuple(size) if isinstance(size, Sequence) else size
-        raise ValueError(f"{of} needs {name} of {dims} positive numbers, got {got}")
+        raise ValueError(f"{of} needs {name} of {dims} positive whole numbers, got {got}")
 
 
 def refuse_other(module: nn.Module, name: str, values: tuple[float, ...], note: str) -> None:
-    """Write `values`, fixed at construction, into the state dict of `module`, and refuse a state with others or none.
+    """Write `values`, fixed at construction, into the state dict of `module`; refuse a state without them.
 
-    They are no buffer unless the module has one of that `name`: `to_empty` and `half` cannot change them.  A state that
-    was rounded to half precision is taken, and does not round them.
+    They are not a buffer unless the module has one of that `name`, so `to_empty` and `half` cannot change them.  A
+    state rounded to half precision loads, and does not round them.
     """
     module.register_state_dict_post_hook(partial(_write, name, values))
     module.register_load_state_dict_pre_hook(partial(_refuse_other, name, values, note))
@@ -86,13 +89,13 @@ def _refuse_other(
     elif type(given) is Tensor and not given.is_meta:
         if not _same(given.detach().cpu().float(), own):
             found = tuple(given.flatten().tolist())
-            errors.append(f"{key} is {found} in the state, but {values} here: build it with the same.")
+            errors.append(f"{key} is {found} in the state, but {values} here: build the module with the same values.")
         if buffer is not None:
             state[key] = own.to(given.device, buffer.dtype)
 
 
 def _same(given: Tensor, own: Tensor) -> bool:
-    """Whether these are the module's own values, or those after `half` or `bfloat16`."""
+    """Whether these are the module's own values, possibly rounded by `half` or `bfloat16`."""
     rounded = (own.to(dtype).float() for dtype in (torch.float32, torch.float16, torch.bfloat16))
     return given.shape == own.shape and any(torch.allclose(given, each, rtol=1e-6, atol=1e-6) for each in rounded)
 

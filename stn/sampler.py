@@ -1,8 +1,8 @@
-"""Target grid and differentiable sampling (Sect. 3.2 and 3.3), and the one place that fixes where a pixel lies.
+"""Target grid and differentiable sampling (Sect. 3.2 and 3.3); the one place that fixes where a pixel lies.
 
-Coordinates are normalised to [-1, 1] in the order (x, y) or (x, y, z); -1 and 1 are the outer *edges* of the border
-pixels, so pixel i of W has its centre at (2 i + 1) / W - 1.  That is `align_corners=False` in PyTorch's words: a window
-of scale 0.5 covers half of the image at every resolution.
+Coordinates are normalised to [-1, 1] in the order (x, y) or (x, y, z).  -1 and 1 are the outer *edges* of the border
+pixels, so pixel i of W has its centre at (2 i + 1) / W - 1.  PyTorch calls this `align_corners=False`.  A window of
+scale 0.5 covers half of each side at every resolution.
 """
 
 import math
@@ -28,7 +28,7 @@ def regular_grid(
 ) -> Float[Tensor, "n d"]:
     """The regular grid G = {G_i} of pixel centres of an image of `size` (H, W) or (D, H, W), row by row.
 
-    Computed in float64, so that it is the same on every device, and kept (64 MB of grids in all): do not write into it.
+    Computed in float64, so that it is the same on every device.  Cached (up to 64 MiB of grids): do not write to it.
 
     >>> regular_grid((1, 2))
     tensor([[-0.5000,  0.0000],
@@ -50,18 +50,18 @@ def _grid(size: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Fl
 
 
 def grid_key(target: Tensor) -> Any:
-    """(size, dtype, device) of a target that is `regular_grid(size, dtype, device)` itself, None for another one."""
+    """(size, dtype, device) if `target` is the cached `regular_grid(size, dtype, device)` itself, else None."""
     return None if torch.compiler.is_compiling() else GRIDS.key_of(target)
 
 
 def axis(n: int, dtype: torch.dtype, device: torch.device) -> Float[Tensor, " n"]:
-    """The pixel centres along a side of n pixels, by way of float64, which Apple's GPUs do not have."""
+    """The pixel centres along a side of n pixels, computed in float64 (on the CPU for MPS, which has none)."""
     line = torch.arange(n, dtype=torch.float64, device="cpu" if device.type == "mps" else device)
     return ((2 * line + 1) / n - 1).to(dtype=dtype, device=device)
 
 
 def without_autocast(device_type: str) -> AbstractContextManager[Any]:
-    """Full precision, where autocast is on or a compiled graph may meet it: entered in vain it doubles a small warp."""
+    """Disables autocast where it is on or may be on later: doing so needlessly doubles the time of a small warp."""
     if torch.compiler.is_compiling() or torch.is_autocast_enabled(device_type):
         return torch.autocast(device_type, enabled=False)
     return nullcontext()
@@ -82,21 +82,21 @@ def sample(
     kernel: str = "bilinear",
     padding_mode: str = "zeros",
 ) -> Shaped[Tensor, "b c *out"]:
-    """V of eq. (3): u (B, C, H, W) or (B, C, D, H, W) read at the source points.
+    """V of eq. (3): u (B, C, H, W) or (B, C, D, H, W) sampled at the source points.
 
-    `size` is the output's (H', W') or (D', H', W'), with H' W' = N.  Kernels:
-    `bilinear`, eq. (5), trilinear in 3D; sub-gradients of eq. (6) and (7);
-    `nearest`, the integer kernel of eq. (4): its gradient in u is 1 at the pixel copied, its gradient in the source
-    points is 0 everywhere, so no localisation network before it learns where to look;
-    `bicubic`, Keys' cubic convolution with a = -0.75, 2D only; it overshoots: V may leave the range of u.
-    Outside of u are zeros, or with `padding_mode` its nearest border pixel (`border`) or u mirrored at its edge
-    (`reflection`): for feature maps in which 0 means something.
+    `size` is that of the output, (H', W') or (D', H', W'), and its product is N.  Kernels:
+    `bilinear`, eq. (5), trilinear in 3D, with the sub-gradients of eq. (6) and (7);
+    `nearest`, the integer kernel of eq. (4).  Its gradient in u is 1 at the pixel copied.  Its gradient in the source
+    points is 0 everywhere, so a localisation network before it learns nothing through it;
+    `bicubic`, Keys' cubic convolution with a = -0.75, 2D only.  It overshoots: V may leave the range of u.
+    Outside u are zeros.  `padding_mode` can replace them by the nearest border pixel (`border`) or by u mirrored at its
+    edge (`reflection`), for feature maps in which 0 is not the background.
 
-    Computed in float32 at least; V has the dtype of u.  Integers and booleans are for `nearest` alone, which copies
-    them exactly.  A source point that is nan gives a V of nan (integers have none: 0).  Under
-    `torch.use_deterministic_algorithms` the bilinear kernel for images, with zeros around them, works on CUDA too
-    (`gathered`), the others have no gradient there.  Raises ValueError on an unknown kernel or padding mode, on a dtype
-    that the kernel would round, and on shapes that do not fit.
+    Computed in float32 at least; V has the dtype of u.  Only `nearest`, which copies exactly, takes integers and
+    booleans.  A nan in a source point makes V nan there, or 0 for integers.  Under
+    `torch.use_deterministic_algorithms` only the bilinear kernel on images with zero padding has a gradient on CUDA
+    (`gathered`).  Raises ValueError on an unknown kernel or padding mode, on a dtype that the kernel would round, and
+    on shapes that do not fit.
 
     >>> u = torch.tensor([[[[1.0, 2.0]]]])
     >>> sample(u, torch.tensor([[[0.0, 0.0]]]), (1, 1))
@@ -118,7 +118,7 @@ def sample(
         raise ValueError(f"kernel 'bicubic' is for images, u is a volume {tuple(u.shape)}: choose bilinear or nearest")
     if not u.is_floating_point():
         if kernel != "nearest":
-            raise ValueError(f"kernel {kernel!r} would round u of {u.dtype}: choose 'nearest', or give it u.float()")
+            raise ValueError(f"kernel {kernel!r} would round u of {u.dtype}: choose 'nearest', or pass u.float()")
         return _copy(u, source, size, padding_mode)
     dtype = torch.promote_types(u.dtype, torch.float32)
     grid = source.to(dtype).view(source.shape[0], *size, dims)
@@ -127,13 +127,13 @@ def sample(
         return gathered(u.to(dtype), grid).to(u.dtype)
     with without_autocast(u.device.type):
         v = F.grid_sample(u.to(dtype), grid, mode=kernel, padding_mode=padding_mode, align_corners=ALIGN_CORNERS)
-    if kernel == "nearest" or padding_mode != "zeros" or dims == 3:  # all else multiplies by a weight, which is nan
+    if kernel == "nearest" or padding_mode != "zeros" or dims == 3:  # the others multiply by a weight that is nan
         v = v.masked_fill(grid.isnan().any(-1).unsqueeze(1), torch.nan)
     return v.to(u.dtype)
 
 
 def _copy(u: Shaped[Tensor, "b c *size"], source: Tensor, size: tuple[int, ...], padding_mode: str) -> Tensor:
-    """The nearest pixels of any dtype, exactly: their numbers are sampled (from 1 on, 0 is outside), then looked up."""
+    """The nearest pixels of any dtype, exactly: samples their indices (from 1; 0 is outside), then looks them up."""
     pixels = math.prod(u.shape[2:])
     dtype = torch.float32 if pixels < 2**24 else torch.float64
     number = torch.arange(1, pixels + 1, dtype=dtype, device=u.device).view(1, 1, *u.shape[2:])
@@ -148,21 +148,20 @@ def _copy(u: Shaped[Tensor, "b c *size"], source: Tensor, size: tuple[int, ...],
 
 
 def gathered(u: Float[Tensor, "b c h w"], grid: Float[Tensor, "b h2 w2 2"]) -> Float[Tensor, "b c h2 w2"]:
-    """The bilinear kernel of eq. (5) as a weighted sum of four gathers, the neighbours of every point.
+    """The bilinear kernel of eq. (5) as a weighted sum of four gathers, one per neighbour of a point.
 
-    The same function and sub-gradients as `grid_sample`, whose backward PyTorch calls nondeterministic on CUDA even
-    where only the grid needs a gradient and every sum has a fixed order.  A gather's backward keeps its order when
-    asked to.
+    The same function and sub-gradients as `grid_sample`, which PyTorch refuses to differentiate on CUDA under
+    `torch.use_deterministic_algorithms`.  The backward of a gather has a deterministic version.
     """
     h, w = u.shape[2:]
     x, y = grid.flatten(1, 2).unbind(-1)
     x, y = ((x + 1) * w - 1) / 2, ((y + 1) * h - 1) / 2
     left, top = x.detach().floor(), y.detach().floor()
-    right, bottom = x - left, y - top  # how much of the right and of the lower neighbour
+    right, bottom = x - left, y - top  # the weights of the right and of the lower neighbour
     v = u.new_zeros(())
     for row, weight_y in ((top, 1 - bottom), (top + 1, bottom)):
         for column, weight_x in ((left, 1 - right), (left + 1, right)):
-            inside = (row >= 0) & (row < h) & (column >= 0) & (column < w)  # False for nan, which shows by its weight
+            inside = (row >= 0) & (row < h) & (column >= 0) & (column < w)  # False for nan, whose weight makes V nan
             index = torch.where(inside, row * w + column, 0).long()
             pixels = u.flatten(2).gather(2, index[:, None].expand(-1, u.shape[1], -1))
             v = v + pixels * (weight_x * weight_y * inside)[:, None]

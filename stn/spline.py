@@ -1,4 +1,4 @@
-"""The thin plate spline of Sect. 3.2: its constant matrix B is solved once for a grid, and kept."""
+"""The thin plate spline of Sect. 3.2: its constant matrix B is solved once for a grid, and cached."""
 
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
@@ -21,8 +21,8 @@ class ThinPlateSpline(nn.Module):
     corners at the corners of the image.  With U(r) = r^2 log r^2 the spline through them is
         source(p) = sum_i w_i U(|p - c_i|) + a_0 + a_1 x + a_2 y,
     and since w and a are linear in theta, source = theta B with one constant B (k^2, N) for a fixed target.  B is
-    solved in float64, and kept for regular grids (256 MB of them in all).  Distances are those of [-1, 1]: on an image
-    that is not square the bending is measured in sides, not in pixels.
+    solved in float64 and cached (up to 256 MiB).  Distances are measured in [-1, 1], so on an image that is not square
+    in units of its sides, not in pixels.  Raises ValueError unless k is a whole number of at least 2.
 
     >>> spline = ThinPlateSpline(k=2)
     >>> spline(torch.tensor([spline.identity]), torch.tensor([[0.5, 0.25]]))
@@ -61,7 +61,7 @@ def _radial(r2: Tensor) -> Tensor:
 
 @lru_cache(maxsize=32)
 def _inverse_system(k: int) -> tuple[tuple[float, ...], ...]:
-    """The rows of L^-1 that act on the k^2 values, [w; a] = L^-1 [values; 0], as numbers: real ones in every mode."""
+    """The columns of L^-1 that act on the k^2 values, [w; a] = L^-1 [values; 0].  Plain numbers, real in every mode."""
 
     def solve() -> Tensor:
         cpu = torch.device("cpu")
@@ -91,7 +91,7 @@ def solution(k: int, device: torch.device) -> Float[Tensor, "m k2"]:
 
 
 def _basis(k: int, key: Any, target: Float[Tensor, "n 2"]) -> Float[Tensor, "k2 n"]:
-    """B for these points; `key` is that of their grid, if they are one."""
+    """B for these points; `key` is the `grid_key` of a regular grid, else None."""
     if key is not None:
         return _spline_of_grid(k, *key[:2])
     if not constant(target):
@@ -107,7 +107,7 @@ def _spline(k: int, target: Float[Tensor, "n 2"]) -> Float[Tensor, "k2 n"]:
     r2 = (y - line[:, None]).square()[:, None] + (x - line[:, None]).square()
     features = torch.cat([_radial(r2).flatten(0, 1), torch.stack([torch.ones_like(x), x, y])])
     if torch.compiler.is_compiling():
-        from stn.compiled import solve  # it loads torch._dynamo, which takes as long again as PyTorch itself
+        from stn.compiled import solve  # it loads torch._dynamo, which takes as long as importing PyTorch
     else:
         solve = solution
     with without_autocast(device.type):
@@ -115,7 +115,7 @@ def _spline(k: int, target: Float[Tensor, "n 2"]) -> Float[Tensor, "k2 n"]:
 
 
 def _spline_of_grid(k: int, size: tuple[int, int], dtype: torch.dtype) -> Float[Tensor, "k2 n"]:
-    """B for a regular grid, from a quarter of it: mirrored points have the values of mirrored control points."""
+    """B for a regular grid, from a quarter of it: B is symmetric under mirroring both points and control points."""
     (h, w), cpu = size, torch.device("cpu")
     x, y = (axis(n, dtype, cpu).double()[: (n + 1) // 2] for n in (w, h))
     line, solve = _line(k, cpu)[:, None], torch.tensor(_inverse_system(k), dtype=torch.float64, device=cpu).T

@@ -17,19 +17,19 @@ from stn.sampler import check_modes, regular_grid, sample
 
 
 class SpatialTransformer(nn.Module):
-    """V = sample(U, T_theta(G)) with theta = f_loc(U); any depth, any number, in series or in parallel.
+    """V = sample(U, T_theta(G)) with theta = f_loc(U).  A network may hold any number, in series or in parallel.
 
-    `localisation` is any module from u (B, C, H, W) to theta (B, P), best ending in `stn.localisation.Regression`,
-    which starts it at the identity; `transform` any transform of `stn.transforms`; `out_size` the (H', W') of V, None
-    for that of U; `kernel` and `padding_mode` those of `stn.sample`.  With a volume (B, C, D, H, W) and `Affine3d` it
-    works in 3D.  theta lives in [-1, 1] along both axes, whatever the aspect of U: see `Affine` and `Similarity`.
+    `localisation` is any module from u (B, C, H, W) to theta (B, P).  It should end in `stn.Regression`, which starts
+    it at the identity.  `transform` is any transform of `stn.transforms`, `out_size` the (H', W') of V (None: that of
+    U).  `kernel` and `padding_mode` are those of `stn.sample`.  `Affine3d` warps volumes (B, C, D, H, W).  Coordinates
+    go from -1 to 1 along both axes, whatever the aspect of U: see `Affine` and `Similarity`.
 
         v = st(u)                                       # V alone
         v, theta = st(u, return_theta=True)             # theta for the rest of the network
         theta = st.localisation(u); v = st.warp(u, theta)   # the two halves
 
-    Raises ValueError on arguments that do not fit, in one line.  `torch.export`, `torch.compile`, `torch.jit.trace` and
-    both exporters to ONNX take it; `torch.jit.script` and `torch.fx` refuse it, and say what to use.
+    Raises ValueError on arguments that do not fit.  `torch.export`, `torch.compile`, `torch.jit.trace` and both ONNX
+    exporters support it.  Under `torch.jit.script` and `torch.fx` it raises TypeError and says what to use.
 
     >>> st = SpatialTransformer(fully_connected((1, 28, 28), Affine()), Affine(), out_size=(14, 14))
     >>> st(torch.rand(2, 1, 28, 28)).shape
@@ -50,7 +50,7 @@ class SpatialTransformer(nn.Module):
         check_modes(kernel, padding_mode)
         check_transform(transform)
         if isinstance(localisation, type) or not callable(localisation):
-            raise ValueError(f"the localisation has to be a module from u to theta, got {localisation!r}")
+            raise ValueError(f"the localisation has to be a module that maps u to theta, got {localisation!r}")
         if out_size is not None:
             check_size("an out_size", out_size, transform.dims, type(transform).__name__)
         if kernel == "bicubic" and transform.dims == 3:
@@ -82,7 +82,7 @@ class SpatialTransformer(nn.Module):
             )
         size = self.out_size or tuple(u.shape[2:])
         if torch.jit.is_tracing():
-            size = tuple(int(n) for n in size)  # what it traces is of this size
+            size = tuple(int(n) for n in size)  # the traced graph is for this size alone
         if isinstance(transform, LinearForm):
             transform.check_size(size)
         theta = theta.to(torch.promote_types(theta.dtype, torch.float32))
@@ -98,7 +98,7 @@ class SpatialTransformer(nn.Module):
 
 
 FX = (
-    "torch.fx cannot look into a SpatialTransformer: make it a leaf, by Tracer.is_leaf_module or "
+    "torch.fx cannot trace into a SpatialTransformer: make it a leaf, by Tracer.is_leaf_module or "
     "create_feature_extractor(..., tracer_kwargs={'leaf_modules': [SpatialTransformer]}), or use torch.export"
 )
 SCRIPT = "torch.jit.script cannot compile a SpatialTransformer: use torch.export, or torch.jit.trace"
@@ -126,12 +126,12 @@ class Warp:
 
 
 Call = tuple[str, tuple[float, ...], Tensor, Tensor, Tensor, Tensor]
-_one_trace = RLock()  # two at a time of one network would switch each other's modes
+_one_trace = RLock()  # two traces of one network at a time would switch each other's modes
 
 
 @contextmanager
 def _watched(network: nn.Module, calls: list[Call]) -> Iterator[None]:
-    """`network` in eval mode, its transformers writing into `calls`; all as before after it."""
+    """`network` in eval mode, with its transformers appending to `calls`; restores both afterwards."""
     training = [each for each in network.modules() if each.training]
     transformers = [(name, m) for name, m in network.named_modules() if isinstance(m, SpatialTransformer)]
     before = [module._traced for _, module in transformers]
@@ -153,9 +153,9 @@ def _watched(network: nn.Module, calls: list[Call]) -> Iterator[None]:
 def trace(network: nn.Module, *inputs: Any, **kwargs: Any) -> list[Warp]:
     """Run network(*inputs, **kwargs) in eval mode without gradients; return what every SpatialTransformer in it did.
 
-    Call by call, in threads that the network starts too (then in the order in which they come), and what
-    `torch.compile` has compiled runs eagerly.  One trace runs at a time in a process, so that they mix nothing up; no
-    other thread may call the network meanwhile.
+    The warps come in the order of the calls, including those from threads that the network starts.  Code compiled by
+    `torch.compile` runs eagerly.  Traces run one at a time in a process.  No other thread may call the network
+    meanwhile.
 
     >>> st = SpatialTransformer(fully_connected((1, 28, 28), Affine()), Affine())
     >>> [warp] = trace(st, torch.rand(2, 1, 28, 28))

@@ -1,7 +1,7 @@
 """The transforms T_theta of Sect. 3.2.  Each maps target points of the output to source points of the input.
 
-A transform has `num_params` (the length P of theta), `dims` (2 or 3), `identity` (the theta of the identity, P values)
-and is called with theta (B, P) and target (N, dims), giving source (B, N, dims).
+`stn.protocol.Transform` is their interface: a call maps theta (B, P) and target (N, dims) to source (B, N, dims).
+Each raises ValueError on a theta or a target of another shape.
 """
 
 from collections.abc import Mapping
@@ -36,8 +36,8 @@ __all__ = [
 class Affine(nn.Module):
     """A_theta of eq. (1): source = A_theta (x_t, y_t, 1).  theta is A_theta row by row.
 
-    x and y both go from -1 to 1, so that on an image that is not square the matrix of a rotation shears: `Similarity`
-    and `Rotation` take the image's aspect into account.
+    x and y both go from -1 to 1, so on an image that is not square a rotation matrix also shears.  `Similarity` and
+    `Rotation` take the image's aspect into account.
 
     >>> Affine()(torch.tensor([[0.5, 0.0, 0.1, 0.0, 0.5, 0.2]]), torch.tensor([[1.0, 1.0]]))
     tensor([[[0.6000, 0.7000]]])
@@ -63,7 +63,8 @@ class Similarity(nn.Module):
     """Scale s, rotation by an angle (radians) and translation: source = s R (x_t, y_t) + (t_x, t_y).
 
     theta is (s, angle, t_x, t_y).  With x to the right and y down, a positive angle turns the window clockwise.
-    `aspect` = W / H of images that are not square: R then is a rotation in pixels, which in [-1, 1] it is not.
+    `aspect` is W / H of the image: with it R is a rotation in pixels, although not in [-1, 1].  Raises ValueError on an
+    aspect that is not positive.
 
     >>> quarter = torch.tensor([[1.0, torch.pi / 2, 0.0, 0.0]])
     >>> Similarity()(quarter, torch.tensor([[1.0, 0.0]])).round()
@@ -78,11 +79,11 @@ class Similarity(nn.Module):
         if not aspect > 0:
             raise ValueError(f"the aspect is W / H of the image, a positive number, got {aspect}")
         self.aspect = float(aspect)
-        note = "the aspect of the image is part of it"
+        note = "the aspect of the image belongs to the state"
         refuse_other(self, "fixed", (self.aspect,), note)
 
     def rotation(self, cos: Float[Tensor, "b 1"], sin: Float[Tensor, "b 1"]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """The entries of R row by row, (B, 1) each: a rotation in pixels as one of [-1, 1]."""
+        """The entries of R row by row, (B, 1) each: a rotation in pixels, in coordinates of [-1, 1]."""
         if self.aspect == 1:
             return cos, -sin, sin, cos
         return cos, -sin / self.aspect, sin * self.aspect, cos
@@ -109,7 +110,7 @@ class Similarity(nn.Module):
 
 
 class Rotation(Similarity):
-    """A `Similarity` with s = 1 and no translation: theta is (angle,) in radians, about the middle of the image.
+    """A `Similarity` with s = 1 and no translation: theta is (angle,) in radians, about the centre of the image.
 
     >>> Rotation()(torch.tensor([[torch.pi]]), torch.tensor([[0.5, 0.25]]))
     tensor([[[-0.5000, -0.2500]]])
@@ -161,7 +162,7 @@ class Attention(nn.Module):
 class Translation(nn.Module):
     """Eq. (2) at a fixed scale s: source = s (x_t, y_t) + (t_x, t_y).  theta is (t_x, t_y); A.6 uses s = 0.5.
 
-    `identity` is the window in the middle of the image.  The scale is part of the state dict.
+    `identity` is the window at the centre of the image.  The scale is part of the state dict.
 
     >>> Translation(scale=0.5)(torch.tensor([[0.25, 0.0]]), torch.tensor([[1.0, 1.0]]))
     tensor([[[0.7500, 0.5000]]])
@@ -173,7 +174,7 @@ class Translation(nn.Module):
     def __init__(self, scale: float = 1.0):
         super().__init__()
         self.scale = float(scale)
-        note = "an older one, of the same scale, is completed by stn.complete_state"
+        note = "stn.complete_state completes an older state of the same scale"
         refuse_other(self, "fixed", (self.scale,), note)
 
     def forward(self, theta: Float[Tensor, "b 2"], target: Float[Tensor, "n 2"]) -> Float[Tensor, "b n 2"]:
@@ -181,27 +182,28 @@ class Translation(nn.Module):
         return self.scale * target + theta[:, None]
 
     def compose(self, outer: Float[Tensor, "b 2"], inner: Float[Tensor, "b 2"]) -> Float[Tensor, "b 2"]:
-        """The theta of source = T_outer(T_inner(target)).  Raises ValueError where the scale is not 1."""
+        """The theta of source = T_outer(T_inner(target)).  Raises ValueError if the scale is not 1."""
         self._check_scale()
         return outer + inner
 
     def inverse(self, theta: Float[Tensor, "b 2"]) -> Float[Tensor, "b 2"]:
-        """The theta of the map from source to target.  Raises ValueError where the scale is not 1."""
+        """The theta of the map from source to target.  Raises ValueError if the scale is not 1."""
         self._check_scale()
         return -theta
 
     def _check_scale(self) -> None:
         if self.scale != 1:
-            raise ValueError(f"at scale {self.scale:g} it has another scale than Translation({self.scale:g}): "
-                             "take Attention")  # fmt: skip
+            raise ValueError(
+                f"the result is not a Translation({self.scale:g}), since its scale differs: use Attention instead"
+            )
 
 
 class Projective(nn.Module):
     """A plane projective map: (X, Y, Z) = H_theta (x_t, y_t, 1), source = (X / Z, Y / Z).
 
-    theta is H_theta row by row without its last element, which is 1.  A point with Z <= 0 lies behind the camera: V is
-    0 there, or the padding with a `padding_mode` other than zeros.  Z is clipped to at least `min_z`.  Raises
-    ValueError on a `min_z` that is not positive.
+    theta is H_theta row by row without its last element, which is 1.  A point with Z <= 0 lies behind the camera and is
+    sampled outside the image: V is 0 there, or what `padding_mode` puts there.  Z is clipped to at least `min_z`.
+    Raises ValueError on a `min_z` that is not positive.
 
     >>> Projective()(torch.tensor([[1.0, 0, 0, 0, 1, 0, 1, 0]]), torch.tensor([[1.0, 1.0]]))
     tensor([[[0.5000, 0.5000]]])
@@ -213,7 +215,7 @@ class Projective(nn.Module):
     def __init__(self, min_z: float = 1e-2):
         super().__init__()
         if not min_z > 0:
-            raise ValueError(f"min_z, the least depth of a point in front of the camera, is positive, got {min_z}")
+            raise ValueError(f"min_z, the least depth of a point in front of the camera, must be positive, got {min_z}")
         self.min_z = min_z
 
     def forward(self, theta: Float[Tensor, "b 8"], target: Float[Tensor, "n 2"]) -> Float[Tensor, "b n 2"]:
@@ -225,13 +227,13 @@ class Projective(nn.Module):
         return F.pad(theta, (0, 1), value=1.0).view(-1, 3, 3)
 
     def compose(self, outer: Float[Tensor, "b 8"], inner: Float[Tensor, "b 8"]) -> Float[Tensor, "b 8"]:
-        """The theta of source = T_outer(T_inner(target)), where its H has a last element to divide by."""
+        """The theta of source = T_outer(T_inner(target)).  Infinite where the last element of its H is 0."""
         with without_autocast(outer.device.type):
             h = (self.matrix(outer) @ self.matrix(inner)).flatten(1)
         return h[:, :8] / h[:, 8:]
 
     def inverse(self, theta: Float[Tensor, "b 8"]) -> Float[Tensor, "b 8"]:
-        """The theta of the map from source to target, where its H has a last element to divide by."""
+        """The theta of the map from source to target.  Infinite where the last element of its H is 0."""
         h = inverse_3x3(self.matrix(theta)).flatten(1)
         return h[:, :8] / h[:, 8:]
 
@@ -239,7 +241,7 @@ class Projective(nn.Module):
 class Affine3d(nn.Module):
     """The 3D affine map of A.3: source = A_theta (x_t, y_t, z_t, 1).  theta is A_theta (3 x 4) row by row.
 
-    As with `Affine`, a rotation is one in pixels on cubes alone.
+    As with `Affine`, a rotation matrix also shears unless the volume is a cube.
 
     >>> Affine3d()(torch.tensor([Affine3d.identity]), torch.tensor([[0.5, 0.25, 0.75]]))
     tensor([[[0.5000, 0.2500, 0.7500]]])
@@ -264,7 +266,8 @@ class Affine3d(nn.Module):
 class Constrained(nn.Module):
     """A transform with some entries of its theta fixed: theta holds the others, in their order.
 
-    `fixed` maps the place of an entry to its value, as the constraints of Sonnet's AffineWarpConstraints do.
+    `fixed` maps the index of an entry to its value, like Sonnet's AffineWarpConstraints.  Raises ValueError on an index
+    that does not exist, and where no entry is left free.
 
     >>> upright = Constrained(Affine(), {1: 0.0, 3: 0.0})  # scale and translation along each axis
     >>> upright.num_params, upright.identity
@@ -278,7 +281,7 @@ class Constrained(nn.Module):
         check_transform(transform)
         if not set(fixed) < set(range(transform.num_params)):
             raise ValueError(
-                f"{type(transform).__name__} has the entries 0 to {transform.num_params - 1}, of which one at least is "
+                f"{type(transform).__name__} has the entries 0 to {transform.num_params - 1}, and at least one must be "
                 f"free: cannot fix {sorted(fixed)}"
             )
         self.transform = transform
@@ -287,7 +290,7 @@ class Constrained(nn.Module):
         self.num_params, self.dims = len(free), transform.dims
         self.identity = tuple(transform.identity[i] for i in free)
         pairs = tuple(float(number) for i in sorted(fixed) for number in (i, fixed[i]))
-        refuse_other(self, "fixed", pairs, "its fixed entries are part of it")
+        refuse_other(self, "fixed", pairs, "the fixed entries belong to the state")
 
     def whole(self, theta: Float[Tensor, "b f"]) -> Float[Tensor, "b p"]:
         """The theta of the transform, with its fixed entries."""
@@ -304,13 +307,13 @@ class Constrained(nn.Module):
 def aligned_corners_factors(
     transform: Transform, in_size: tuple[int, ...], out_size: tuple[int, ...]
 ) -> tuple[float, ...]:
-    """What to multiply a theta by that was learnt with `align_corners=True` from `in_size` (H, W) to `out_size`.
+    """The factors that convert a theta learnt with `align_corners=True`, from `in_size` (H, W) to `out_size`.
 
-    There -1 and 1 are the centres of the border pixels, here their outer edges: W - 1 pixels in the place of W.  So
-    x_here = (W - 1) / W x_there, in U and in V, and the same points come of
+    With aligned corners, -1 and 1 are the centres of the border pixels; here they are their outer edges.  So
+    x_here = (W - 1) / W x_there, in U and in V, and the same points are sampled with
         a_ij -> (n_i - 1) / n_i a_ij m_j / (m_j - 1),   t_i -> (n_i - 1) / n_i t_i
-    with n of U, m of V.  Raises ValueError on a transform that has no such theta (a spline's control points lie on the
-    corners), and on sides of one pixel.
+    where n are the sides of U and m those of V.  Raises ValueError on a transform that has no such theta (a spline's
+    control points lie on the corners), and on sides of one pixel.
 
     >>> aligned_corners_factors(Affine(), (5, 5), (5, 5))
     (1.0, 1.0, 0.8, 1.0, 1.0, 0.8)
@@ -319,7 +322,7 @@ def aligned_corners_factors(
     check_size("an in_size", in_size, transform.dims, "aligned_corners_factors")
     check_size("an out_size", out_size, transform.dims, "aligned_corners_factors")
     if min(*in_size, *out_size) < 2:
-        raise ValueError(f"aligned corners need two pixels or more a side, got {in_size} to {out_size}")
+        raise ValueError(f"aligned corners need sides of at least two pixels, got {in_size} to {out_size}")
     rows = [(n - 1) / n for n in reversed(in_size)]  # in the order x, y, z
     columns = [m / (m - 1) for m in reversed(out_size)] + [1.0]
     if isinstance(transform, Affine | Affine3d):
@@ -332,6 +335,6 @@ def aligned_corners_factors(
     if isinstance(transform, Translation) and scales == {1.0}:
         return tuple(rows)
     raise ValueError(
-        f"{type(transform).__name__} from {in_size} to {out_size} px has no theta that gives the points of "
-        "align_corners=True: take Affine, or train on"
+        f"{type(transform).__name__} from {in_size} to {out_size} px has no theta that samples the points of "
+        "align_corners=True: use Affine, or train again"
     )

@@ -155,7 +155,7 @@ function photograph(ort, session) {
       const place = { scale: scale / fit, shift: shift.map(by => edge + by) };
       await run(u, place, pen => pen.drawImage(picture, 0, 0, fit * picture.width, fit * picture.height));
     } catch (error) {
-      clear(view, error instanceof DOMException ? "No image that can be read." : error.message);
+      clear(view, error instanceof DOMException ? "Not a readable image." : error.message);
     }
   });
 }

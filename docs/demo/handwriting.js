@@ -1,4 +1,4 @@
-// stn/experiments/datasets/handwriting.py in the browser: a photograph of one digit becomes one of MNIST's kind.
+// stn/experiments/datasets/handwriting.py in the browser: turns a photograph of one digit into an image like MNIST's.
 // An image is {w, h, a}: its sides and its values in [0, 1], row by row.
 
 const WORK_PX = 320, PAPER = 0.25, FAINT = 0.08, NOISE = 6, EDGE = 0.4, GAP = 0.12, OTHER = 0.5, SMALLEST = 1 / 16;
@@ -25,7 +25,7 @@ function separable({ w, h, a }, f) {
   return { w, h, a: whole };
 }
 
-// the mean, or the extreme, of the `side` values around each; beyond a line's ends there are none
+// the mean or the extreme of the `side` values around each; values beyond the ends do not count
 function mean(image, side) {
   const before = side >> 1;
   return separable(image, (line, out) => {
@@ -36,8 +36,8 @@ function mean(image, side) {
     }
   });
 }
-function extreme(image, side, sign, before = side >> 1) { // the largest for sign 1, the smallest for -1
-  const queue = new Int32Array(Math.max(image.w, image.h)); // places of values that may still be the best, best first
+function extreme(image, side, sign, before = side >> 1) { // the maximum for sign 1, the minimum for -1
+  const queue = new Int32Array(Math.max(image.w, image.h)); // indices of candidates, the best first
   return separable(image, (line, out) => {
     for (let i = 0, to = 0, first = 0, last = 0; i < line.length; i++) {
       for (; to < line.length && to < i - before + side; to++) {
@@ -72,7 +72,7 @@ function inkOf(image) {
   return map(ink, v => v - middle);
 }
 
-// connected parts, neighbours by corners too: their number per pixel, 0 for none
+// connected components (8 neighbours): the label of every pixel, 0 for none
 function parts({ w, h, a }) {
   const label = new Int32Array(w * h), stack = [];
   let count = 0;
@@ -103,7 +103,7 @@ const size = ([x0, y0, x1, y1]) => Math.max(x1 - x0, y1 - y0);
 
 function oneDigit(ink) {
   const { w, h } = ink, peak = quantile(ink.a, 0.999), sigma = -quantile(ink.a, 0.25) / 0.674;
-  if (peak < Math.max(FAINT, NOISE * sigma)) throw new Error("No ink can be seen in it: take a dark pen on bright paper.");
+  if (peak < Math.max(FAINT, NOISE * sigma)) throw new Error("No ink is visible in it: use a dark pen on bright paper.");
   const mask = map(ink, v => (v > EDGE * peak ? 1 : 0));
   const largest = Math.max(...[...boxes(parts(mask), mask).values()].map(size));
   const label = parts(extreme(mask, 2 * Math.round(GAP * largest / 2) + 1, 1)), found = boxes(label, mask);
@@ -111,13 +111,13 @@ function oneDigit(ink) {
   const chosen = (inside.length ? inside : [...found]).sort((p, q) => size(q[1]) - size(p[1]));
   const [x0, y0, x1, y1] = chosen[0][1], overlaps = b => b[0] < x1 && b[2] > x0 && b[1] < y1 && b[3] > y0;
   const others = chosen.filter(([, b]) => !overlaps(b) && size(b) >= OTHER * size(chosen[0][1])).length;
-  if (others) throw new Error(`${others + 1} separate figures are in it: crop it to one digit.`);
+  if (others) throw new Error(`It shows ${others + 1} separate figures: crop it to one digit.`);
   const mine = new Map(chosen.filter(([, b]) => overlaps(b))), corners = [...mine.values()];
   const box = [0, 1, 2, 3].map(k => Math[k < 2 ? "min" : "max"](...corners.map(b => b[k])));
   return { mask: map(mask, (v, i) => (v && mine.has(label[i]) ? 1 : 0)), box };
 }
 
-// by areas where it shrinks; the pixel that a point falls into where it grows
+// weighted by area when it shrinks, the nearest pixel when it grows
 function resized({ w, h, a }, [x0, y0, x1, y1], scale) {
   const W = Math.max(1, Math.round(scale * (x1 - x0))), H = Math.max(1, Math.round(scale * (y1 - y0)));
   const out = new Float32Array(W * H), fx = (x1 - x0) / W, fy = (y1 - y0) / H;
@@ -131,7 +131,7 @@ function resized({ w, h, a }, [x0, y0, x1, y1], scale) {
   return { w: W, h: H, a: out };
 }
 
-// every pixel the largest of a disc around it
+// every pixel becomes the maximum of a disc around it
 function widened({ w, h, a }, radius) {
   const out = new Float32Array(w * h), whole = Math.ceil(radius);
   a.forEach((value, i) => {
@@ -162,7 +162,7 @@ function asMnist(ink, mask, box) {
   return { digit, scale: BOX_PX / size(whole), shift: [left - whole[0] * BOX_PX / size(whole), top - whole[1] * BOX_PX / size(whole)] };
 }
 
-// Of anything that a canvas can draw: its digit, 28 x 28 values, and where that lies: digit = scale * picture + shift.
+// picture: anything that a canvas can draw.  Returns its digit, 28 x 28 values, and the map digit = scale * picture + shift.
 export function find(picture) {
   const image = grey(picture), ink = inkOf(image), { mask, box } = oneDigit(ink), { digit, scale, shift } = asMnist(ink, mask, box);
   return { digit, scale: scale * Math.max(image.w, image.h) / Math.max(picture.width, picture.height), shift };

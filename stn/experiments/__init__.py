@@ -1,4 +1,4 @@
-"""The paper's experiments on top of the library `stn`: data, networks, training, records and tables.
+"""The paper's experiments, built on the library `stn`: data, networks, training, records and tables.
 
 Needs the extra `experiments`.
 """

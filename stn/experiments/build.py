@@ -1,4 +1,4 @@
-"""From the names of a config to objects: only what the tables of names hold is ever built.
+"""Build objects from the names in a config: only names in the project's own tables are ever built.
 
 A record may come from anybody, and Hydra's `instantiate` calls whatever a `_target_` names.  Here a config is data.
 """
@@ -24,7 +24,7 @@ KINDS = {"data": ("datasets", DATA_SETS), "model": ("networks", NETWORKS), "obje
 
 
 def _find(group: str, config: Mapping[str, Any]) -> tuple[Any, Any]:
-    """The module and the class or function that `config["name"]` stands for."""
+    """The module and the class or function of `config["name"]`."""
     package, known = KINDS[group]
     name = config.get("name")
     if not isinstance(name, str) or name not in known:
@@ -35,7 +35,7 @@ def _find(group: str, config: Mapping[str, Any]) -> tuple[Any, Any]:
 
 
 def _settings(group: str, config: Mapping[str, Any], build: Callable[..., Any], given: set[str]) -> dict[str, Any]:
-    """The config without its name.  Raises ValueError unless it has the keys that `build` takes beside `given`."""
+    """The config without its name.  Raises ValueError unless its keys are the parameters of `build` except `given`."""
     settings = {key: value for key, value in config.items() if key != "name"}
     parameters = {key: p for key, p in inspect.signature(build).parameters.items() if key not in given}
     if unknown := sorted(set(settings) - set(parameters)):
@@ -51,21 +51,21 @@ def _settings(group: str, config: Mapping[str, Any], build: Callable[..., Any], 
 
 
 def _part(key: str, name: Any, known: Mapping[str, Any]) -> Any:
-    optional = key != "classifier"  # a network without a transformer has neither of the others
+    optional = key != "classifier"  # without a transformer the others are null
     if not (name is None and optional) and not (isinstance(name, str) and name in known):
         raise ValueError(f"unknown model.{key}={name!r}: choose one of {', '.join(known)}")
     return None if name is None else known[name]
 
 
 def data_set(config: Mapping[str, Any], root: str | Path) -> Any:
-    """The data set of a config's `data`, whose files are below `root`."""
+    """The data set of a config's `data`, with its files in `root`."""
     _, build = _find("data", config)
     named = {key: value for key, value in config.items() if key != "root"}
     return build(root=root, **_settings("data", named, build, {"root"}))
 
 
 def network(config: Mapping[str, Any], in_shape: tuple[int, ...], classes: int) -> nn.Module:
-    """The network of a config's `model` for images of `in_shape` and so many classes."""
+    """The network of a config's `model` for images of `in_shape` and this number of classes."""
     _, build = _find("model", config)
     settings = _settings("model", config, build, {"in_shape", "classes"})
     for key, known in PARTS.items():
@@ -77,9 +77,9 @@ def network(config: Mapping[str, Any], in_shape: tuple[int, ...], classes: int) 
 
 
 def shape(config: Mapping[str, Any]) -> tuple[tuple[int, ...], int]:
-    """`in_shape` and the number of classes of a config's `data`, whose values are checked and whose files are not read.
+    """`in_shape` and the number of classes of a config's `data`.  Checks the values, does not read the files.
 
-    The classes of photographs are only known from the files: 1 stands for them.
+    For photographs the number of classes is 1, since only the files tell it.
     """
     _, kind = _find("data", config)
     settings = _settings("data", {k: v for k, v in config.items() if k != "root"}, kind, {"root"})
@@ -87,27 +87,27 @@ def shape(config: Mapping[str, Any]) -> tuple[tuple[int, ...], int]:
 
 
 def ensure(config: Mapping[str, Any], root: str | Path) -> None:
-    """Fetch, check or draw the files of a config's `data`, below `root`, where they are not there yet.
+    """Fetch, check or draw the files of a config's `data` in `root`, if they are missing.
 
-    Raises OSError or ValueError, in one line, where that fails.
+    Raises OSError or ValueError if that fails.
     """
     _, kind = _find("data", config)
     kind.ensure(root, **_settings("data", {k: v for k, v in config.items() if k != "root"}, kind, {"root"}))
 
 
 def check_objective(config: Mapping[str, Any]) -> None:
-    """Raise ValueError unless an objective of a config's name takes its keys."""
+    """Raise ValueError unless the keys of a config's `objective` are those of the objective it names."""
     _, kind = _find("objective", config)
     _settings("objective", config, kind, {"precision", "runs", "data_root"})
 
 
 def objective(config: Mapping[str, Any], **where: Any) -> Any:
-    """The objective of a config's `objective`; `where` are the folders and the precision that one may need."""
+    """The objective of a config's `objective`; `where` holds the folders and the precision that some need."""
     _, build = _find("objective", config)
     needed = {key: value for key, value in where.items() if key in inspect.signature(build).parameters}
     return build(**_settings("objective", config, build, set(needed)), **needed)
 
 
 def revisions(groups: Mapping[str, Any]) -> dict[str, int]:
-    """The revisions of the code that computes these groups, for the identity."""
+    """The revisions of the code that computes these groups: part of the identity."""
     return {group: _find(group, groups[group])[0].REVISION for group in KINDS} | {"step": step.REVISION}

@@ -1,4 +1,4 @@
-"""What every command shares: where the repository is, and how it ends, by itself, in an error or by a signal."""
+"""Shared by all commands: the repository's folder, options, and how a command ends, by error or by signal."""
 
 import argparse
 import logging
@@ -20,19 +20,19 @@ from stn.experiments.errors import one_line
 from stn.experiments.rules import whole
 
 ROOT = Path(__file__).parents[2]
-EXPECTED = (ValueError, OSError, ArithmeticError)  # what one line explains; anything else is a bug and is seen whole
-# Lightning sets the level of its topmost logger when it is imported, so the one below that speaks is told
+EXPECTED = (ValueError, OSError, ArithmeticError)  # one line explains them; others are bugs
+# Importing Lightning sets the level of its top logger, so the loggers below it are set
 TALKATIVE = (
     "hydra", "wandb", "pytorch_lightning.utilities.rank_zero", "lightning_fabric.utilities.rank_zero",
     "pytorch_lightning.trainer.connectors.checkpoint_connector", "lightning_fabric.utilities.distributed",
 )  # fmt: skip
-WATCH_S = 1  # between two looks at whether another process of a run has ended
-PARENT = "STN_PARENT"  # the variable that names the process which started this one; it may be gone before this one asks
+WATCH_S = 1  # between two checks of whether another process of a run has ended
+PARENT = "STN_PARENT"  # variable with the id of the process that started this one and may have ended since
 STOP = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 
 
 class Options(argparse.ArgumentParser):
-    """A script's options, which its docstring describes; a wrong one ends it in one line, as every other error does."""
+    """A script's options, with its docstring as the help text; a wrong option ends the script with one line."""
 
     def __init__(self, doc: str | None):
         super().__init__(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -42,7 +42,7 @@ class Options(argparse.ArgumentParser):
 
 
 def a_path(text: str) -> Path:
-    """The path of an option; an empty one is a shell's variable that has no value, and not this folder."""
+    """The path of an option.  An empty one comes from an unset shell variable and does not mean this folder."""
     if not text:
         raise argparse.ArgumentTypeError("the path is empty")
     return Path(text)
@@ -56,7 +56,7 @@ def a_file(text: str) -> Path:
 
 
 def a_number(least: int, most: int) -> Callable[[str], int]:
-    """What reads an option that is a whole number from `least` to `most`."""
+    """The parser of an option that is a whole number from `least` to `most`."""
 
     def read(text: str) -> int:
         value, rule = int(text) if re.fullmatch(r"-?\d{1,20}", text) else text, whole(least, most)
@@ -68,28 +68,28 @@ def a_number(least: int, most: int) -> Callable[[str], int]:
 
 
 def runs_folder(given: Path | None) -> Path:
-    """The folder of --runs, else runs/ of this repository.  Raises ValueError where a given one is not there."""
+    """The folder of --runs, else runs/ of this repository.  Raises ValueError if a given folder does not exist."""
     if given is not None and not given.is_dir():
         raise ValueError(f"--runs {given}: there is no such folder")
     return given or ROOT / "runs"
 
 
 def end_with(damaged: list[str], rest: str) -> None:
-    """Exit with a line for each record that cannot be read, if there are any, and one that says what `rest` is of."""
+    """If records are damaged, exit with one error line for each, then `rest`, which says what was done without them."""
     if damaged:
         sys.exit("\n".join([*(f"error: {line}" for line in damaged), rest]))
 
 
 def quiet() -> None:
-    """Silence what libraries say of themselves; before or after they are imported."""
+    """Silence the messages of libraries; works before and after they are imported."""
     for logger in TALKATIVE:
         logging.getLogger(logger).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning, module="pytorch_lightning")  # 2.6 on PyTorch 2.15
-    warnings.filterwarnings("ignore", "GPU available but not used")  # Lightning, of device=cpu beside a GPU
+    warnings.filterwarnings("ignore", "GPU available but not used")  # Lightning, with device=cpu and a GPU
 
 
 def run(main: Callable[[], object]) -> None:
-    """Call a script's main; bad input or a signal ends it with one line on stderr, and an exit status that is not 0."""
+    """Call a script's main; on bad input or a signal, print one line on stderr and exit with a status other than 0."""
     quiet()
     try:
         stoppable(main)
@@ -109,9 +109,10 @@ class Stopped(SystemExit):
 
 
 def worker() -> bool:
-    """Whether another process of ours, which speaks for it and ends it, started this one.
+    """Whether another process of this project started this one, reports for it and ends it.
 
-    For a share of a sweep (joblib) or of a batch (devices), or as one run of a search or a campaign.
+    That is so for a job of a joblib sweep, for all but the first process of devices > 1, and for a run of a search or
+    a campaign.
     """
     return multiprocessing.parent_process() is not None or _of_a_batch() or _parent() != os.getpid()
 
@@ -121,7 +122,7 @@ def _of_a_batch() -> bool:
 
 
 def child() -> dict[str, str]:
-    """What the environment of a run.py that this process starts has to have, so that it ends with this process."""
+    """The variables that a run.py started by this process needs in order to end with it."""
     return {PARENT: str(os.getpid())}
 
 
@@ -130,13 +131,13 @@ def _parent() -> int:
 
 
 def stoppable(main: Callable[[], object]) -> None:
-    """Call a program's main; a signal of STOP ends it at once, with one line that says what is safe and how to go on.
+    """Call a program's main; a signal of STOP ends it at once, with one line on what is safe and how to resume.
 
-    A signal that whoever started the program ignores (nohup) stays ignored.
+    A signal that was ignored when the program started (nohup) stays ignored.
     """
 
     def stop(number: int, frame: object) -> None:
-        for each in STOP:  # a second Ctrl-C would kill what joblib starts to find its workers, and leave them at work
+        for each in STOP:  # a second Ctrl-C would kill joblib's helper and leave its workers running
             signal.signal(each, signal.SIG_IGN)
         raise Stopped(number)
 
@@ -152,7 +153,7 @@ def stoppable(main: Callable[[], object]) -> None:
         raise
     finally:
         for number, handler in before.items():
-            if signal.getsignal(number) is stop:  # one that was stopped ignores them to its end
+            if signal.getsignal(number) is stop:  # a stopped program ignores them until it ends
                 signal.signal(number, handler)
 
 
@@ -160,21 +161,21 @@ _safe: list[Callable[[], str]] = []
 
 
 def tell_when_stopped(safe: Callable[[], str]) -> None:
-    """What says which work is safe; the first one counts: a sweep speaks for its runs."""
+    """Register the function that says which work is safe; the first one counts, since a sweep reports for its runs."""
     _safe.append(safe)
 
 
 def say_stopped(how: str) -> None:
-    """One line: how the program was stopped, what is safe, and how to go on."""
+    """Print one line: how the program was stopped, what is safe, and how to resume."""
     try:
         safe = f": {_safe[0]()}" if _safe else ""
-    except (OSError, ValueError) as error:  # a file of the run is damaged, or gone
+    except (OSError, ValueError) as error:  # a file of the run is damaged or missing
         safe = f": the last checkpoint is safe ({one_line(error)})"
-    print(f"{how}{safe}; go on with: {shlex.join(['python', *sys.argv])}", file=sys.stderr, flush=True)
+    print(f"{how}{safe}; resume with: {shlex.join(['python', *sys.argv])}", file=sys.stderr, flush=True)
 
 
 def watch(gone: Callable[[], bool], end: Callable[[], object]) -> None:
-    """Call `end`, in a thread, once `gone` says so, which is asked every WATCH_S seconds."""
+    """Start a thread that calls `gone` every WATCH_S seconds, and `end` once it returns true."""
 
     def look() -> None:
         while not gone():
@@ -186,19 +187,19 @@ def watch(gone: Callable[[], bool], end: Callable[[], object]) -> None:
 
 @cache
 def end_with_parent() -> None:
-    """In a worker: leave signals from the terminal to the first process, and end within a second of it."""
+    """In a worker: leave terminal signals to the first process, and end within a second of it."""
     first = multiprocessing.parent_process()
     parent = _parent() if first is None else first.pid
     for number in STOP:
         if number != signal.SIGTERM:
             signal.signal(number, signal.SIG_IGN)
-    if _of_a_batch():  # without the unwinding that Lightning and the other processes would take part in
+    if _of_a_batch():  # exit at once: unwinding would involve Lightning and the other processes
         signal.signal(signal.SIGTERM, lambda *_: os._exit(128 + signal.SIGTERM))
 
     def end() -> None:
-        if os.environ.get("LOCAL_RANK") == "1":  # one speaks for all
+        if os.environ.get("LOCAL_RANK") == "1":  # one process reports for all
             how = "stopped: the first process of this run has ended"
-            print(f"{how}; the same command goes on from the last checkpoint", file=sys.stderr, flush=True)
-        os._exit(128 + signal.SIGTERM)  # as a kill would: what it leaves is whole
+            print(f"{how}; the same command resumes from the last checkpoint", file=sys.stderr, flush=True)
+        os._exit(128 + signal.SIGTERM)  # like a kill: every file stays whole
 
     watch(lambda: os.getppid() != parent, end)

@@ -1,4 +1,4 @@
-"""Pictures of what a spatial transformer does, as PIL images: fast enough to make while a network trains."""
+"""Pictures of what a spatial transformer does, as PIL images, fast enough to draw during training."""
 
 import math
 from collections.abc import Sequence
@@ -18,13 +18,13 @@ BOX_COLOURS = ((230, 159, 0), (86, 180, 233), (204, 121, 167), (0, 158, 115))
 WRONG = (213, 94, 0)  # their vermilion
 BOX_COLOUR = (90, 90, 90)
 GAP_PX = 4
-FONT, TEXT_PX = ImageFont.load_default(17), 26  # can be read where 640 px are shown on 390
+FONT, TEXT_PX = ImageFont.load_default(17), 26  # readable when 640 px are shown on 390
 
 
 def tile(image: Tensor, side_px: int) -> Image.Image:
-    """One image (C, H, W) with values in [0, 1] as a square of side_px with hard pixel edges.
+    """One image (C, H, W) with values in [0, 1] as a square of side_px with sharp pixel edges.
 
-    Feature maps, C neither 1 nor 3, are shown as their mean over the largest value of it.
+    Feature maps, with C neither 1 nor 3, are shown as their mean, divided by its largest value.
     """
     if image.shape[0] not in (1, 3):
         image = image.mean(0, keepdim=True)
@@ -34,7 +34,7 @@ def tile(image: Tensor, side_px: int) -> Image.Image:
 
 
 def grid_tile(image: Tensor, source: Tensor, size: tuple[int, int], side_px: int, lines: int = 9) -> Image.Image:
-    """The image with the sampling grid T_theta(G) of an output of `size` (H', W') drawn over it, `lines` each way."""
+    """The image with the sampling grid T_theta(G) of an output of `size` (H', W'), `lines` along each axis."""
     h, w = size
     picture = tile(image, side_px)
     draw = ImageDraw.Draw(picture)
@@ -49,7 +49,7 @@ def grid_tile(image: Tensor, source: Tensor, size: tuple[int, int], side_px: int
 
 
 def box_tile(image: Tensor, matrix: Tensor, side_px: int) -> Image.Image:
-    """The image with the quadrilateral that an affine map (2, 3), target -> source, makes of the output's edges."""
+    """The image with the quadrilateral to which an affine map (2, 3), target -> source, maps the output's edges."""
     picture = tile(image, side_px)
     corners = matrix.new_tensor([[-1, -1, 1], [1, -1, 1], [1, 1, 1], [-1, 1, 1]])
     points = ((corners @ matrix.T).detach().float().cpu().clamp(-3, 3) + 1) / 2 * (side_px - 1)
@@ -69,7 +69,7 @@ def boxes(image: Tensor, windows: Tensor, side_px: int) -> Image.Image:
 
 
 def stack(rows: list[list[Image.Image]], gap_px: int = GAP_PX) -> Image.Image:
-    """Pictures of one size laid out in rows and columns on white."""
+    """Pictures of equal size in rows and columns on white."""
     w, h = rows[0][0].size
     columns = max(len(row) for row in rows)
     sheet = Image.new("RGB", (columns * (w + gap_px) - gap_px, len(rows) * (h + gap_px) - gap_px), "white")
@@ -80,7 +80,7 @@ def stack(rows: list[list[Image.Image]], gap_px: int = GAP_PX) -> Image.Image:
 
 
 def rows(named: Sequence[tuple[str, Sequence[Image.Image]]]) -> Image.Image:
-    """Rows of pictures, all of one width, on white; the name of each row stands to its left."""
+    """Rows of pictures of equal width on white, with the name of each row on its left."""
     margin = max(round(FONT.getlength(name)) for name, _ in named) + 12
     w, columns = named[0][1][0].width + GAP_PX, max(len(row) for _, row in named)
     heights = [row[0].height + GAP_PX for _, row in named]
@@ -105,7 +105,7 @@ def warps(u: Tensor, source: Tensor, v: Tensor, side_px: int = 112) -> Image.Ima
 
 
 def words(text: str, width_px: int, wrong: bool = False) -> Image.Image:
-    """One line of text, in the middle of a white strip; what is wrong is in another colour and should say so, too."""
+    """One line of text, centred on a white strip.  `wrong` changes its colour; the text should say so, too."""
     page = Image.new("RGB", (width_px, TEXT_PX), "white")
     fill = WRONG if wrong else "black"
     ImageDraw.Draw(page).text((width_px / 2, TEXT_PX / 2), text, fill=fill, font=FONT, anchor="mm")
@@ -113,7 +113,7 @@ def words(text: str, width_px: int, wrong: bool = False) -> Image.Image:
 
 
 def classes(predicted: Sequence[str], truth: Sequence[str], width_px: int) -> list[Image.Image]:
-    """The predicted classes, one strip each; "3, not 5" where 5 is right."""
+    """The predicted classes, one strip each; "3, not 5" if 5 is right."""
     pairs = zip(predicted, truth, strict=True)
     return [words(p if p == t else f"{p}, not {t}", width_px, wrong=p != t) for p, t in pairs]
 
@@ -132,7 +132,7 @@ def caption(picture: Image.Image, text: str, wrong: bool = False) -> Image.Image
 
 
 def legend(picture: Image.Image, names: Sequence[str]) -> Image.Image:
-    """The picture, below it what the BOX_COLOURS mean."""
+    """The picture with a legend of the BOX_COLOURS below it."""
     page = Image.new("RGB", (picture.width, picture.height + GAP_PX + TEXT_PX), "white")
     page.paste(picture, (0, 0))
     pen, x, y = ImageDraw.Draw(page), 2.0, picture.height + GAP_PX + TEXT_PX / 2
@@ -143,14 +143,14 @@ def legend(picture: Image.Image, names: Sequence[str]) -> Image.Image:
     return page
 
 
-VIEW_DEG = (-25.0, 35.0)  # how a volume is turned before it is drawn: about x, so that it is seen from above, then y
+VIEW_DEG = (-25.0, 35.0)  # rotation of a volume before it is drawn: about x, so that it is seen from above, then y
 EDGES = [
     (i, i | bit) for i in range(8) for bit in (1, 2, 4) if not i & bit
 ]  # of a box, whose corners are 3-bit numbers
 
 
 def view() -> tuple[Tensor, float]:
-    """The turn R (3, 3) from volume to picture, both (x, y, z) with z into the screen, and the half side of its box."""
+    """The rotation R (3, 3) from volume to picture, both (x, y, z) with z into the screen; half the side of its box."""
     a, b = (math.radians(angle) for angle in VIEW_DEG)
     about_x = torch.tensor([[1, 0, 0], [0, math.cos(a), -math.sin(a)], [0, math.sin(a), math.cos(a)]])
     about_y = torch.tensor([[math.cos(b), 0, math.sin(b)], [0, 1, 0], [-math.sin(b), 0, math.cos(b)]])
@@ -159,10 +159,10 @@ def view() -> tuple[Tensor, float]:
 
 
 def volume_tile(volume: Tensor, side_px: int, window: Tensor | None = None) -> Image.Image:
-    """One volume (1, D, H, W) with values in [0, 1] as a solid in its box, by parallel rays.
+    """One volume (1, D, H, W) with values in [0, 1] as a solid in its box, in parallel projection.
 
-    A ray ends where it first meets half of the brightest value; the surface is lit from the viewer's upper left.
-    `window`, the 8 corners (x, y, z) of a sampling grid, is drawn as a second box.
+    A ray ends where it first meets half of the brightest value.  The light comes from the upper left.  `window`, the 8
+    corners (x, y, z) of a sampling grid, is drawn as a second box.
     """
     turn, extent = view()
     shape = (side_px,) * 3
@@ -188,7 +188,7 @@ def volume_tile(volume: Tensor, side_px: int, window: Tensor | None = None) -> I
 
 
 def volume_warps(u: Tensor, source: Tensor, v: Tensor, side_px: int = 112) -> Image.Image:
-    """Figure 5, three rows: the volume u with the window that is read, what it reads, and its depth summed."""
+    """Figure 5, three rows: the volume u with the sampled window, the output v, and v summed over its depth."""
     grid = source.detach().float().cpu().unflatten(1, v.shape[2:])
     window = grid[:, :: v.shape[2] - 1, :: v.shape[3] - 1, :: v.shape[4] - 1].reshape(len(u), 8, 3)
     image = v.sum(2)

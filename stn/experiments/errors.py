@@ -1,4 +1,4 @@
-"""What an error says, in one line."""
+"""Error messages in one line."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -6,14 +6,14 @@ from pathlib import Path
 
 
 class Unwritable(OSError):
-    """This machine's disk is full, or not ours to write to."""
+    """The disk is full or not writable."""
 
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Raise Unwritable, which names the path, for an error of the disk: that of a full one names none.
+    """Turn a disk error into Unwritable, which names the path: the error of a full disk names none.
 
-    An error without a number is one of ours, or of what is read meanwhile.
+    An OSError without an errno is this project's own, or comes from reading, and passes unchanged.
     """
     try:
         yield
@@ -24,10 +24,10 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def one_line(error: BaseException) -> str:
-    """All that it says, or its type where it says nothing."""
+    """The whole message on one line, or the type of an error without a message."""
     return " ".join(str(error).split()) or type(error).__name__
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of what it says, up to 100 characters: a library's message may go on over many."""
+    """The first line of the message, up to 100 characters: a library's message may have many lines."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:100]

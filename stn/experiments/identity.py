@@ -1,8 +1,8 @@
-"""What makes a run the run it is: a digest of what was asked for, and the name that people read.
+"""The identity of a run: a digest of its settings, and the name that people read.
 
-The identity is made of names and values alone: of experiment, data, model, objective, optimiser, schedule and seed, and
-of the revisions of the code that computes them.  It holds no import path, so that code may move; no path, device,
-thread or precision that the machine chose, so that a run is the same run everywhere.
+The digest covers names and values alone: experiment, data, model, objective, optimiser, schedule and seed, and the
+revisions of the code that computes them.  It covers no import path, so code may move.  It covers no path, device,
+number of threads or precision that the machine chose, so a run is the same run everywhere.
 """
 
 import hashlib
@@ -12,11 +12,11 @@ from typing import Any
 
 _ABSENT = object()
 GROUPS = ("data", "model", "objective", "optimizer", "schedule")
-PATHS = ("root",)  # keys of a group that say where something lies on this machine
-PRIVATE = ("runs_dir", "data.root")  # overrides that say so: in no record, and not sent
+PATHS = ("root",)  # keys of a group that are paths of this machine
+PRIVATE = ("runs_dir", "data.root")  # overrides with such paths: in no record, and not sent
 
-# Keys that came after the first records, each with the value under which everything is computed as before it came.
-# With that value a key is no part of the identity, so that a new one leaves every run's name as it was.
+# Keys that were added after the first records, each with the value that computes the same as before it existed.
+# A key with that value is not part of the identity, so adding a key does not change the names of existing runs.
 LATER: dict[str, Any] = {
     "data.test_split": "test",
     "data.parts": False,
@@ -40,7 +40,7 @@ def asked(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def public(words: list[str]) -> list[str]:
-    """The words of a command line without paths of this machine: by the rest a run is found again anywhere."""
+    """The overrides of a command line without paths of this machine; the rest identifies a run anywhere."""
     return [word for word in words if word.lstrip("+").split("=")[0] not in PRIVATE]
 
 
@@ -52,7 +52,7 @@ def of(
     revisions: Mapping[str, int],
     **also: Any,
 ) -> str:
-    """Ten hexadecimal digits; `schedule` is the schedule's name, `also` what else was asked for (precision, smoke).
+    """Ten hexadecimal digits; `schedule` is the schedule's name, `also` further settings (precision, smoke).
 
     20 and 20.0 are the same value.
     """
@@ -63,7 +63,7 @@ def of(
 
 
 def _normal(path: str, value: Any) -> Any:
-    """A value without later keys at their old values, and with whole numbers as such."""
+    """A value without later keys that have their old values; floats with whole values become integers."""
     if isinstance(value, Mapping):
         places = {key: f"{path}.{key}" for key in value}
         kept = {key: inner for key, inner in value.items() if inner != LATER.get(places[key], _ABSENT)}
@@ -74,12 +74,12 @@ def _normal(path: str, value: Any) -> Any:
 
 
 def same(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """Whether the groups of two configs ask for the same, also where one is from before a later key came."""
+    """Whether two configs have the same groups, even if one lacks keys that were added later."""
     return all(_normal(group, one.get(group)) == _normal(group, other.get(group)) for group in GROUPS)
 
 
 def run_name(experiment: str, schedule: str, seed: int, groups: Mapping[str, Any], digits: str) -> str:
-    """<experiment>-<what data>-<schedule>-seed<k>-<identity>: the name of the run's folder and of its W&B run."""
+    """<experiment>-<data>-<schedule>-seed<k>-<identity>: the name of the run's folder and of its W&B run."""
     data = groups["data"]
     if "distortion" in data:
         what = data["distortion"]["name"]

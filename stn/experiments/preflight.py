@@ -1,4 +1,4 @@
-"""What is wrong with a command of run.py before Hydra runs it: its options, how many runs it asks for, their data."""
+"""Checks a command line of run.py before Hydra runs it: its options, its number of runs, their data."""
 
 import json
 from itertools import islice, product
@@ -19,14 +19,20 @@ from stn.experiments.command import ROOT
 CONF = ROOT / "conf"
 OPTIONS = ("help", "hydra-help", "version", "cfg", "resolve", "package", "run", "multirun", "shell-completion",
            "config-path", "config-name", "config-dir", "experimental-rerun", "info")  # fmt: skip
-SHORT = ("h", "c", "p", "r", "m", "i", "s")  # how their short forms begin
+SHORT = ("h", "c", "p", "r", "m", "i", "s")  # first letters of their short forms
 MOST_RUNS = 10_000  # of a sweep
-LOCAL = ("basic", "joblib", "ray_local", "submitit_local")  # launchers whose jobs see this machine's disk
-CHOOSE_DATA = ("experiment", "data", "data.name", "data.root", "data.size_px")  # what files a job reads
+LOCAL = ("basic", "joblib", "ray_local", "submitit_local")  # launchers whose jobs share this machine's disk
+CHOOSE_DATA = (
+    "experiment",
+    "data",
+    "data.name",
+    "data.root",
+    "data.size_px",
+)  # settings that decide which files a job reads
 
 
 def check(words: list[str]) -> None:
-    """Raise an error that one line explains on a command line that cannot be run."""
+    """Raise an error, explained in one line, on a command line that cannot run."""
     for word in words:
         long = word.startswith("--")
         if word.startswith("-") and (word[2:].split("=")[0] not in OPTIONS if long else word[1:2] not in SHORT):
@@ -46,22 +52,22 @@ def check(words: list[str]) -> None:
             return  # Hydra says so when it runs
         params = cfg.hydra.sweeper.params or {}
         choices = _choices([f"{key}={value}" for key, value in params.items()]) | choices
-        runs = prod(map(len, choices.values()))  # said before PyTorch is loaded, which takes seconds
-        print(f"{runs} runs; finished ones are skipped, unfinished ones go on", flush=True)
+        runs = prod(map(len, choices.values()))  # printed before PyTorch loads, which takes seconds
+        print(f"{runs} runs; finished ones are skipped, unfinished ones resume", flush=True)
         if cfg.hydra.runtime.choices["hydra/launcher"] in LOCAL:
             _check_runs(choices, [word for word in words if word.startswith("~")])
             _check_data(choices)
 
 
 def _choices(settings: list[str]) -> dict[str, list[str]]:
-    """The values of every setting, one unless it is swept.  Raises ValueError on none and on too many runs."""
+    """The values of every setting, several if it is swept.  Raises ValueError on no runs and on too many."""
     runs, choices = 1, {}
     for override in OverridesParser.create(GlobalHydra.instance().config_loader()).parse_overrides(settings):
         key = override.get_key_element()
         if not key:
-            raise ValueError(f"{override.input_line} has no key: give KEY=VALUE")
+            raise ValueError(f"{override.input_line} has no key: write KEY=VALUE")
         if override.is_interval_sweep():
-            raise ValueError(f"{override.input_line}: an interval has no end of values: give some, such as 1,2,3")
+            raise ValueError(f"{override.input_line}: an interval has infinitely many values: list some, such as 1,2,3")
         if not override.is_discrete_sweep():
             if (CONF / key).is_dir():
                 _check_group(key, override.value())
@@ -70,21 +76,21 @@ def _choices(settings: list[str]) -> dict[str, list[str]]:
         choices[key] = list(islice(override.sweep_string_iterator(), MOST_RUNS + 1))
         runs *= len(choices[key])
         if not 0 < runs <= MOST_RUNS:
-            how = f"more than {MOST_RUNS:,} runs" if runs else "no run: nothing has such a name, or the range is empty"
+            how = f"more than {MOST_RUNS:,} runs" if runs else "no run: no name matches, or the range is empty"
             raise ValueError(f"{override.input_line} asks for {how}")
     return choices
 
 
 def _check_group(group: str, value: Any) -> None:
-    """Raise ValueError unless a group's value is the name of a file, or a list of some; Hydra knows which there are."""
+    """Raise ValueError unless a group's value is the name of a file that Hydra knows, or a list of such names."""
     for name in value if isinstance(value, list) and value else [value]:
         if not isinstance(name, str) or Path(name).name != name or name == "..":
             options = ", ".join(sorted(path.stem for path in (CONF / group).glob("*.yaml")))
-            raise ValueError(f"unknown {group}={name}: choose {options}")
+            raise ValueError(f"unknown {group}={name}: choose one of {options}")
 
 
 def _check_runs(choices: dict[str, list[str]], deleted: list[str]) -> None:
-    """Raise what the first run of a sweep would say, once, where none of them can be run."""
+    """If no run of a sweep can start, raise the error of the first one, once."""
     from stn.experiments.training.check import check as check_config  # loads PyTorch
 
     first: Exception | None = None
@@ -105,7 +111,7 @@ def _check_runs(choices: dict[str, list[str]], deleted: list[str]) -> None:
 
 
 def _check_data(choices: dict[str, list[str]]) -> None:
-    """Fetch or find, once, the files of every job of a sweep, before its first."""
+    """Before the first job of a sweep, fetch or find the files of all jobs, each once."""
     mine = {key: values for key, values in choices.items() if key in CHOOSE_DATA}
     found: dict[str, Any] = {}
     for values in product(*mine.values()):
@@ -113,7 +119,7 @@ def _check_data(choices: dict[str, list[str]]) -> None:
             cfg = compose("config", [f"{key}={value}" for key, value in zip(mine, values, strict=True)])
             data: Any = OmegaConf.to_container(cfg.data, resolve=True)
         except (HydraException, OmegaConfBaseException):
-            continue  # that job says so
+            continue  # that job reports it
         files = {key.removeprefix("data."): data.get(key.removeprefix("data.")) for key in CHOOSE_DATA[2:]}
         found.setdefault(json.dumps(files), data)
     from stn.experiments import build  # loads PyTorch
@@ -123,5 +129,5 @@ def _check_data(choices: dict[str, list[str]]) -> None:
 
 
 def data_folder(root: Any) -> Any:
-    """The folder of a data.root: where it says from here, or in this repository, wherever a command is run."""
+    """The folder of a data.root: relative to the working directory if it exists there, else to this repository."""
     return root if not isinstance(root, str) or Path(root).is_dir() else str(ROOT / root)

@@ -1,4 +1,4 @@
-"""The `${...:}` of conf/ that are ours."""
+"""This project's own `${...:}` resolvers in conf/."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,18 +7,18 @@ from omegaconf import OmegaConf
 
 
 def gpus_of_a_job() -> int:
-    """What a job of a sweep reserves for itself: one GPU where this machine has any."""
+    """GPUs that a job of a sweep reserves: 1 if this machine has any, else 0."""
     import torch
 
     return int(torch.cuda.is_available())
 
 
 def by(key: str, values: Mapping[str, Any]) -> Any:
-    """The one of `values` that stands at `key`, or at "else": what differs by classifier, in one line of a schedule."""
+    """The value at `key`, or at "else": lets one line of a schedule hold a value per classifier."""
     return values[key] if key in values else values["else"]
 
 
 def register() -> None:
-    """Make them known; a launcher's worker process, which never ran run.py's first lines, needs them again."""
+    """Register the resolvers; a launcher's worker process, which has not run run.py's first lines, calls this again."""
     OmegaConf.register_new_resolver("gpus_of_a_job", gpus_of_a_job, use_cache=True, replace=True)
     OmegaConf.register_new_resolver("by", by, replace=True)

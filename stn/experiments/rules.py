@@ -1,4 +1,4 @@
-"""Which values a key of a config may have, as a test and in words: of a run, a data set, a distortion, a schedule."""
+"""The valid values of a config key, as a test and in words."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -6,14 +6,14 @@ from typing import Any, NamedTuple
 
 
 class Rule(NamedTuple):
-    """A test of a value, and what the value has to be, in words."""
+    """A test of a value, and a description of the valid values."""
 
     fits: Callable[[Any], bool]
     words: str
 
 
 def is_finite(value: Any) -> bool:
-    """Whether a value is a finite number, and neither true nor false."""
+    """Whether a value is a finite number and not a bool."""
     return isinstance(value, int | float) and not isinstance(value, bool) and -math.inf < value < math.inf
 
 
@@ -44,6 +44,6 @@ MAPPING = Rule(lambda v: isinstance(v, Mapping), "a mapping")
 
 
 def require(rule: Rule, key: str, value: Any, hint: str = "") -> None:
-    """Raise ValueError, in one line, unless a key's value fits; `hint` says more than what it has to be."""
+    """Raise ValueError unless a key's value fits; `hint` is added to the message."""
     if not rule.fits(value):
         raise ValueError(f"{key}={value!r:.100} has to be {rule.words}{hint}")

@@ -1,9 +1,9 @@
-"""Which of several parallel spatial transformers brings which channel's digit into one and the same pose (A.1).
+"""Measures which of several parallel spatial transformers brings which channel's digits into a fixed pose (A.1).
 
-The distortion that drew a test digit's pose is known as the affine map D_c from the canvas to the digit of channel c.
-What transformer k makes of that digit is the map F_kc = (D_c T_k)^-1 from the digit to the output: its rotation, scale
-and place are the pose in which the classifier sees the digit.  A transformer that carries a channel shows its digits in
-one pose, whichever that is, so residuals are taken from the median pose over the test set.
+The distortion of a test digit is known: the affine map D_c from the canvas to the digit of channel c.  Transformer k
+shows this digit by the map F_kc = (D_c T_k)^-1 from the digit to the output.  Rotation, scale and position of F_kc are
+the pose in which the classifier sees the digit.  A transformer that carries a channel shows all of its digits in one
+pose.  Which pose does not matter, so residuals are taken from the median pose over the test set.
 """
 
 import math
@@ -26,8 +26,8 @@ def shown_pose(
 ) -> Float[Tensor, "b 2 3"]:
     """F, the map from a digit's square [-1, 1]^2 to the output of `size`, for one transformer's sampling grid `source`.
 
-    An affine transform gives it exactly.  Any other is replaced by its best affine fit around the digit: least squares
-    over the output's pixels, weighted by exp(-|digit point|^2 / 2), so by where the digit is shown.
+    For an affine transform it is exact.  Any other transform is replaced by its best affine fit around the digit: least
+    squares over the output's pixels, weighted by exp(-|digit point|^2 / 2), so that pixels on the digit count most.
     """
     target = regular_grid(size, torch.float64)
     target = torch.cat([target, torch.ones_like(target[:, :1])], dim=1)
@@ -47,25 +47,25 @@ def rotation_deg(f: Float[Tensor, "b 2 3"]) -> Float[Tensor, " b"]:
 
 
 def residual_deg(angle: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
-    """Angles off their circular mean, in [-180, 180)."""
+    """Angles minus their circular mean, in [-180, 180)."""
     radians = torch.deg2rad(angle)
     mean = torch.atan2(radians.sin().mean(), radians.cos().mean())
     return torch.rad2deg((radians - mean + math.pi) % (2 * math.pi) - math.pi)
 
 
 def residual_px(f: Float[Tensor, "b 2 3"], side_px: int) -> Float[Tensor, " b"]:
-    """How far the corners of a digit's square lie from where its median pose puts them: root mean square, in pixels."""
+    """RMS distance, in pixels, between the corners of a digit's square and those in the median pose."""
     corners = CORNERS @ f.mT
     median = CORNERS @ f.median(dim=0).values.mT
     return (corners - median).square().sum(-1).mean(1).sqrt() * side_px / 2
 
 
 def carried(poses: Float[Tensor, "k c b 2 3"], side_px: int) -> list[dict[str, int | float]]:
-    """For transformer k and each of two channels c how steadily k shows the digits of c, beside the other channel.
+    """How constant the pose is in which transformer k shows the digits of each of two channels c.
 
-    rotation_std_deg: spread of the rotation shown; scale_std_log2: of the scale; residual_px: median of `residual_px`;
-    share_rotation, share_pose: the part of the examples whose residual rotation, or pose, is smaller for c than for the
-    other channel: 0.5 for a transformer that prefers none.
+    rotation_std_deg: spread of the shown rotation; scale_std_log2: of the scale; residual_px: median of `residual_px`;
+    share_rotation, share_pose: the share of examples whose residual rotation, or pose, is smaller for c than for the
+    other channel, 0.5 for a transformer that prefers neither.
     """
     turned = torch.stack([torch.stack([residual_deg(rotation_deg(f)) for f in of_k]) for of_k in poses])
     off_px = torch.stack([torch.stack([residual_px(f, side_px) for f in of_k]) for of_k in poses])
@@ -87,10 +87,10 @@ def carried(poses: Float[Tensor, "k c b 2 3"], side_px: int) -> list[dict[str, i
 
 
 def measure(network: nn.Module, data: MnistAddition) -> dict[str, Any]:
-    """What `carried` measures over the test set, the raw spread of rotation, and how far apart the two grids are."""
+    """`carried` over the test set, the spread of the digits' own rotation, and the distance between the two grids."""
     distortion = data.distortion
     if not isinstance(distortion, Similarity):
-        raise ValueError(f"{type(distortion).__name__} leaves no pose to compare: choose data/distortion=r or rts")
+        raise ValueError(f"{type(distortion).__name__} has no pose to compare: choose data/distortion=r or rts")
     params = data.test_params()
     to_digit = [distortion.theta(of_channel) for of_channel in params]
     poses: list[Tensor] = []

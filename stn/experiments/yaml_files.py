@@ -1,4 +1,4 @@
-"""The one reader of YAML files that are not Hydra's to read: a manifest, a table, a sweep."""
+"""Reads the YAML files that Hydra does not: a manifest, a table, a sweep."""
 
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ from stn.experiments.errors import one_line
 
 
 def read_yaml(path: Path) -> Any:
-    """What a YAML file holds.  Raises OSError or ValueError, in one line, where it cannot be read."""
+    """The content of a YAML file.  Raises OSError or ValueError if it cannot be read."""
     try:
         return yaml.safe_load(path.read_bytes())
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date such as 2026-99-99
@@ -17,7 +17,7 @@ def read_yaml(path: Path) -> Any:
 
 
 def yaml_error(error: BaseException) -> str:
-    """What is wrong, and in which line."""
+    """The problem and its line."""
     if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
         return f"line {error.problem_mark.line + 1}: {error.problem}"
     return one_line(error)

@@ -1,7 +1,7 @@
 """Recorded networks by name: the one place where a record and its weights become a network again.
 
-A record may come from anybody, so it is data: the network is built by `build.network` from names that the code knows,
-and the weights are safetensors, which hold numbers alone.  Whatever asks for more is refused in one line.
+A record may come from anybody, so it is data.  `build.network` builds the network from known names, and the weights are
+safetensors, which hold only numbers.  A record that asks for anything else is refused.
 """
 
 import re
@@ -22,8 +22,8 @@ from stn.experiments.results import records
 from stn.experiments.results.checks import parsed
 from stn.localisation import complete_state
 
-LARGEST_PX = 1024  # side of an input; a record that asks for more is no record of this code
-OPTIMISER = re.compile(r"torch\.optim(\.\w+)+")  # what a record may call by its path; the zoo builds none of it
+LARGEST_PX = 1024  # side of an input: this code writes no record with a larger one
+OPTIMISER = re.compile(r"torch\.optim(\.\w+)+")  # the only import paths that a record may name; the zoo calls none
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Recorded:
-    """A trained network in eval mode; `in_shape` is that of one input, `sha256` that of the file of its weights."""
+    """A trained network in eval mode; `in_shape` is the shape of one input, `sha256` that of the weights file."""
 
     id: str
     record: records.Record
@@ -46,9 +46,9 @@ class Recorded:
 
 
 def find(root: Path = ROOT, runs: Path | None = None, damaged: list[str] | None = None) -> dict[str, Entry]:
-    """Id -> record and weights: finished runs below `runs` (root/runs), before those that are kept in root/results.
+    """Id -> record and weights: finished runs in `runs` (default root/runs), then those kept in root/results.
 
-    A smoke run is never found.  What is wrong with a run's record that cannot be read goes into `damaged`.
+    Smoke runs are left out.  Errors of unreadable records in `runs` are appended to `damaged`.
     """
     wrong = [] if damaged is None else damaged
     found: dict[str, Entry] = {}
@@ -66,7 +66,7 @@ def find(root: Path = ROOT, runs: Path | None = None, damaged: list[str] | None 
 
 
 def longest(experiment: str, root: Path = ROOT, runs: Path | None = None, **data: Any) -> str | None:
-    """The id of the longest-trained network of an experiment with these values in its data, if there is one.
+    """The id of the network of an experiment that was trained longest on data with these values; None if there is none.
 
     `distortion` is given by its name.
     """
@@ -81,14 +81,14 @@ def longest(experiment: str, root: Path = ROOT, runs: Path | None = None, **data
 
 
 def best_transformer(distortion: str, root: Path = ROOT, runs: Path | None = None) -> str:
-    """The id of the recorded network with a spatial transformer that has the lowest error on a distortion of MNIST."""
+    """The id of the network with a spatial transformer that has the lowest error on a distortion of MNIST."""
     errors = {}
     for name, entry in find(root, runs).items():
         data, model = entry.record["config"]["data"], entry.record["config"]["model"]
         if data["name"] == "mnist" and data["distortion"]["name"] == distortion and model.get("transform"):
             errors[name] = entry.record["metrics"].get("test/error", 100.0)
     if not errors:
-        raise ValueError(f"no recorded spatial transformer on {distortion}: name another with --model")
+        raise ValueError(f"no recorded spatial transformer on {distortion}: choose another network with --model")
     return min(errors, key=lambda name: (errors[name], name))
 
 
@@ -98,9 +98,9 @@ def _listed(names: Iterable[str], most: int = 12) -> str:
 
 
 def load(name: str, root: Path = ROOT, runs: Path | None = None) -> Recorded:
-    """The network with that id, or the one whose id begins so; of several, the one that is kept in results/weights.
+    """The network with this id or beginning of an id; of several, the one that is kept in results/weights.
 
-    Raises ValueError where that is not one.
+    Raises ValueError if there is none, or more than one.
     """
     damaged: list[str] = []
     known = find(root, runs, damaged)
@@ -109,7 +109,7 @@ def load(name: str, root: Path = ROOT, runs: Path | None = None) -> Recorded:
         of_name = [line for line in damaged if f"/{name}" in line]
         choice = _listed(known) if known else "none, there are no weights"
         raise ValueError(of_name[0] if of_name else f"no recorded network is called {name!r}: choose one of {choice}")
-    if len(fits) > 1:  # a short name in the docs means the same network after runs of one's own
+    if len(fits) > 1:  # so that a short name in the docs means the same network after the reader's own runs
         kept = [each for each in fits if (root / "results/weights" / f"{each}.safetensors").is_file()]
         fits = kept if len(kept) == 1 else fits
     if len(fits) > 1:
@@ -133,12 +133,12 @@ def _in_shape(record: records.Record) -> tuple[int, ...]:
         and len(shape) in (3, 4)
         and all(isinstance(side, int) and 0 < side <= LARGEST_PX for side in shape)
     ):
-        raise ValueError(f"the record {record['id']} has in_shape {shape!r}: no network here has such an input")
+        raise ValueError(f"the record {record['id']} has in_shape={shape!r}, which no network here has")
     return tuple(shape)
 
 
 def _network(record: records.Record, in_shape: tuple[int, ...]) -> nn.Module:
-    """The untrained network of a record.  Backbones come without the weights they began with: all are loaded."""
+    """The untrained network of a record.  Backbones start without pre-trained weights, since all are loaded later."""
     _refuse_targets(record["id"], record["config"])
     model = record["config"]["model"]
     try:
@@ -152,18 +152,18 @@ def _network(record: records.Record, in_shape: tuple[int, ...]) -> nn.Module:
 
 
 def _refuse_targets(name: str, value: Any) -> None:
-    """Raise ValueError where a config wants anything called by its path but one of PyTorch's optimisers."""
+    """Raise ValueError if a config names any import path except PyTorch's optimisers."""
     if isinstance(value, Mapping):
         target = value.get("_target_")
         if target is not None and not (isinstance(target, str) and OPTIMISER.fullmatch(target)):
-            raise ValueError(f"the record {name} wants {target!r} called: a record is data, so it is refused")
+            raise ValueError(f"the record {name} asks to call {target!r}: refused, since a record is data")
     if isinstance(value, Mapping | list):
         for inner in value.values() if isinstance(value, Mapping) else value:
             _refuse_targets(name, inner)
 
 
 def _check_listed(name: str, path: Path, digest: str, root: Path) -> None:
-    """Raise ValueError on kept weights that are not those of results/weights/index.json."""
+    """Raise ValueError on kept weights that do not match results/weights/index.json."""
     index = root / "results/weights/index.json"
     if path.parent != index.parent:
         return
@@ -173,7 +173,7 @@ def _check_listed(name: str, path: Path, digest: str, root: Path) -> None:
 
 
 def _tensors(name: str, path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, float16 ones as float32.  Raises ValueError on another file."""
+    """The tensors of a safetensors file, float16 as float32.  Raises ValueError on another file or run."""
     try:
         with safe_open(path, framework="pt") as file:
             of = (file.metadata() or {}).get("id", name)
@@ -181,5 +181,5 @@ def _tensors(name: str, path: Path) -> dict[str, Tensor]:
     except SafetensorError as error:
         raise ValueError(f"the weights {path} are damaged: {first_line(error)}") from None
     if of != name:
-        raise ValueError(f"the weights {path} are those of another run, {of}")
+        raise ValueError(f"the weights {path} belong to another run, {of}")
     return {key: t.to(torch.float32) if t.dtype == torch.float16 else t for key, t in tensors.items()}

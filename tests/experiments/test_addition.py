@@ -188,7 +188,7 @@ def test_two_transformers_start_alike_part_and_all_of_both_learns(name, pairs):
 def test_another_number_of_channels_is_refused_in_one_line(name, channels):
     line = (
         f"the network was built for images of 2 x 42 x 42 (channels, height, width), got {channels} x 42 x 42: "
-        "give every image as many channels and pixels, or build it for these"
+        "resize the images, or build the network for this shape"
     )
     with pytest.raises(ValueError) as error:  # noqa: PT011
         make(name)(torch.rand(3, channels, 42, 42))
@@ -310,5 +310,5 @@ def test_untrained_transformers_prefer_no_channel(pairs):
 
 def test_what_has_no_pose_cannot_be_measured(pairs):
     pairs.distortion = DISTORTIONS["e"]
-    with pytest.raises(ValueError, match=r"^Elastic leaves no pose to compare: choose data/distortion=r or rts$"):
+    with pytest.raises(ValueError, match=r"^Elastic has no pose to compare: choose data/distortion=r or rts$"):
         measure(make("2xST-FCN", 300_000), pairs)

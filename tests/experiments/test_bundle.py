@@ -43,7 +43,7 @@ def checkpoint(folder, steps, **changes):
 
 @pytest.fixture
 def there(tmp_path):
-    """Runs of a machine without a network: two that have ended, one that goes on."""
+    """Runs of a machine without a network: two that have ended, one unfinished."""
     runs = tmp_path / "there"
     finished, failed = record(seed=0), record(seed=1, error=None)
     save(runs, finished, failed)
@@ -58,12 +58,12 @@ def there(tmp_path):
 def test_what_was_computed_comes_home_and_is_merged_once(there, tmp_path):
     out, here = tmp_path / "home.tar.gz", tmp_path / "here"
     assert "5 files" in bundle("home", "--runs", there, "--out", out)
-    assert bundle("merge", out, "--runs", here).startswith(f"{here}: 2 new records, 1 runs that go on, 0 as before")
+    assert bundle("merge", out, "--runs", here).startswith(f"{here}: 2 new records, 1 unfinished runs, 0 unchanged")
     assert sorted(p.name for p in here.iterdir()) == sorted(p.name for p in there.iterdir())
     for path in here.rglob("*.*"):
         if path.is_file():
             assert path.read_bytes() == (there / path.relative_to(here)).read_bytes()
-    assert "0 new records, 0 runs that go on, 3 as before" in bundle("merge", out, "--runs", here)
+    assert "0 new records, 0 unfinished runs, 3 unchanged" in bundle("merge", out, "--runs", here)
 
 
 def test_weights_come_home_where_they_are_asked_for(there, tmp_path):
@@ -132,7 +132,7 @@ def test_a_file_that_is_no_archive_is_refused_in_one_line(tmp_path):
 
 def test_a_folder_that_is_no_bundle_is_left_alone(tmp_path):
     (tmp_path / "mine").write_text("")
-    assert "is there and no bundle" in bundle("make", "--out", tmp_path, expected=1)
+    assert "exists and is not a bundle" in bundle("make", "--out", tmp_path, expected=1)
     assert (tmp_path / "mine").exists()
 
 

@@ -188,7 +188,7 @@ def test_a_smaller_batch_is_a_random_part_of_the_images(digits):
 
 
 def test_a_batch_of_more_than_all_images_is_refused(digits):
-    with pytest.raises(ValueError, match=r"^schedule\.batch_size=41: there are data\.images=40, take at most so many$"):
+    with pytest.raises(ValueError, match=r"^schedule\.batch_size=41: is larger than data\.images=40: lower it$"):
         data().batch(41, seeded())
 
 
@@ -208,7 +208,7 @@ def test_both_readings_of_a2_have_its_parameters(stride, params):
 
 @pytest.mark.parametrize("start", [0.0, 1.0, 1.5])
 def test_a_start_that_is_no_window_within_the_image_is_refused(start):
-    with pytest.raises(ValueError, match=rf"^model\.start={start} is not a scale [^\n]*between 0 and 1$"):
+    with pytest.raises(ValueError, match=rf"^model\.start={start} is not the scale [^\n]*between 0 and 1$"):
         build((1, 84, 84), 1, 100_000, 4, start, 0.1)
 
 

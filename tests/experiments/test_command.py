@@ -44,7 +44,7 @@ def test_a_signal_ends_a_script_with_one_line_and_its_exit_status(number, handle
     with pytest.raises(SystemExit) as stop:
         command.run(lambda: os.kill(os.getpid(), number))
     assert stop.value.code == 128 + number
-    assert capsys.readouterr().err == f"stopped by {number.name}; go on with: python scripts/x.py 'a b'\n"
+    assert capsys.readouterr().err == f"stopped by {number.name}; resume with: python scripts/x.py 'a b'\n"
     os.kill(os.getpid(), number)  # a second one is ignored until it has ended
 
 

@@ -94,12 +94,12 @@ def test_a_missing_file_is_named_in_one_line(folder, name):
     [
         ("image_class_labels", 3, "3 7", "image 3 has class 7, but classes.txt has 1 to 6"),
         ("image_class_labels", 3, "3 0", "image 3 has class 0, but classes.txt has 1 to 6"),
-        ("image_class_labels", 3, "3 one", "holds something that is not a number"),
+        ("image_class_labels", 3, "3 one", "holds a value that is not a number"),
         ("image_class_labels", 3, None, "has no line for '3'"),
         ("bounding_boxes", 5, "5 1.0 2.0", "has no line for '5'"),
         ("parts/part_locs", 17, None, "has no line for '2 2'"),
-        ("images", 2, "2 ../../secret.jpg", r"names '\.\./\.\./secret.jpg', which is outside of the folder"),
-        ("images", 2, "2 /etc/secret.jpg", r"names '/etc/secret.jpg', which is outside of the folder"),
+        ("images", 2, "2 ../../secret.jpg", r"names '\.\./\.\./secret.jpg', which is outside the folder"),
+        ("images", 2, "2 /etc/secret.jpg", r"names '/etc/secret.jpg', which is outside the folder"),
     ],
 )
 def test_files_that_contradict_each_other_are_refused(folder, name, line, by, says):
@@ -178,7 +178,7 @@ def test_an_archive_that_reaches_out_of_its_folder_is_refused(birds, tmp_path, m
     root = tmp_path / "a/b"
     root.mkdir(parents=True)
     archive = pack(root / "CUB_200_2011.tgz", birds, **members)
-    with pytest.raises(ValueError, match=rf"^{archive} holds '[^\n]*', which is not a plain file inside it: not used$"):
+    with pytest.raises(ValueError, match=rf"^{archive} holds '[^\n]*', which is not a plain file inside it: refused$"):
         unpack(archive, root / "CUB_200_2011")
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == [archive]
     assert [path.name for path in root.iterdir()] == [archive.name]
@@ -482,7 +482,7 @@ def test_the_test_set_is_the_middle_crops_with_weights_of_mean_1(folder, tmp_pat
 def test_an_excluded_image_that_is_none_of_the_test_is_refused(birds, tmp_path):
     train = read(birds).names[0]
     (tmp_path / "excluded.txt").write_text(f"{train}\n")
-    with pytest.raises(ValueError, match=rf"excluded.txt: '{train}' is not a test image; {ONE_LINE[1:]}"):
+    with pytest.raises(ValueError, match=rf"excluded.txt: '{train}' is not a test image: {ONE_LINE[1:]}"):
         SyntheticBirds(birds.parent, 32, excluded=tmp_path / "excluded.txt")
 
 

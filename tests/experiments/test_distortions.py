@@ -440,7 +440,5 @@ def test_a_missing_range_is_named(name):
 
 
 def test_a_name_alone_is_told_how_to_choose_a_distortion():
-    with pytest.raises(
-        ValueError, match=r"^data\.distortion=rts is a name without ranges: choose by data/distortion=rts$"
-    ):
+    with pytest.raises(ValueError, match=r"^data\.distortion=rts is a name without ranges: write data/distortion=rts$"):
         build("rts")

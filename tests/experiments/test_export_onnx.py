@@ -76,7 +76,7 @@ def test_a_recorded_network_is_exported_with_its_grid(script, tmp_path, monkeypa
 
 
 def test_a_network_without_a_transformer_has_no_grid(script, tmp_path):
-    with pytest.raises(ValueError, match=r"^mnist_cnn-rts-\S+ has no spatial transformer: leave --grid out$"):
+    with pytest.raises(ValueError, match=r"^mnist_cnn-rts-\S+ has no spatial transformer: leave out --grid$"):
         script["checked"](zoo.load("mnist_cnn-rts-fast-", ROOT), tmp_path / "plain.onnx", grid=True)
 
 
@@ -97,7 +97,7 @@ def test_a_file_that_is_there_is_kept_without_force(script, tmp_path, monkeypatc
     (tmp_path / "digits.onnx").write_text("mine")
     monkeypatch.setattr(sys, "argv", ["export_onnx.py", NAME, "--out", str(tmp_path / "digits.onnx")])
     with pytest.raises(
-        ValueError, match=r"^\S+digits.onnx exists: --force overwrites it, --out FILE writes elsewhere$"
+        ValueError, match=r"^\S+digits.onnx exists: overwrite it with --force, or choose another file with --out$"
     ):
         script["main"]()
     assert (tmp_path / "digits.onnx").read_text() == "mine"

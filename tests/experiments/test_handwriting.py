@@ -153,12 +153,12 @@ def test_a_digit_is_put_in_the_middle_of_the_canvas():
 @pytest.mark.parametrize(
     ("image", "message"),
     [
-        (Image.new("L", (30, 30), 128), "no ink can be seen"),
-        (Image.new("L", (1, 1)), "no ink can be seen"),
-        (paper(), "no ink can be seen"),
+        (Image.new("L", (30, 30), 128), "no ink is visible"),
+        (Image.new("L", (1, 1)), "no ink is visible"),
+        (paper(), "no ink is visible"),
         (Image.fromarray((200 + np.random.default_rng(0).normal(size=(90, 90)) * 9).astype(np.uint8)), "no ink"),
         (Image.fromarray(np.full((9, 9), np.nan, np.float32)), "nan or infinite"),
-        (paper((seven(), 60, 40), (seven(), 60, 160)), "2 separate figures are in it: crop it to one digit"),
+        (paper((seven(), 60, 40), (seven(), 60, 160)), "it shows 2 separate figures: crop it to one digit"),
     ],
     ids=["grey", "one pixel", "paper", "noise", "nan", "two"],
 )

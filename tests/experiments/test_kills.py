@@ -100,9 +100,9 @@ def test_a_sweep_killed_again_and_again_ends_in_the_bits_of_an_uninterrupted_one
         assert process.returncode == 128 + number
         first, *ended, last = said.splitlines()
         assert all(re.match(r"\[\d of 2\] seed=", line) for line in ended)
-        assert first == "2 runs; finished ones are skipped, unfinished ones go on"
+        assert first == "2 runs; finished ones are skipped, unfinished ones resume"
         assert last.startswith(f"stopped by {number.name}: ")
-        assert "; go on with: python run.py --multirun experiment=mnist_st_fcn_affine " in last
+        assert "; resume with: python run.py --multirun experiment=mnist_st_fcn_affine " in last
     process = start(*words)
     said, _ = process.communicate(timeout=1800)
     assert process.returncode == 0, said
@@ -136,9 +136,9 @@ def test_a_command_that_is_stopped_says_one_line_and_takes_its_processes_along(c
         assert process.returncode == 128 + number
         assert said.count("stopped by") == 1
         assert last.startswith(f"stopped by {number.name}: ")
-        assert f"; go on with: python {command[0]} " in last
+        assert f"; resume with: python {command[0]} " in last
     elif "devices=2" in command:
-        assert last.startswith("stopped: the first process of this run has ended; the same command goes on from ")
+        assert last.startswith("stopped: the first process of this run has ended; the same command resumes from ")
     checkpoint.check(next(tmp_path.rglob("checkpoint.ckpt")))
 
 
@@ -159,4 +159,4 @@ def test_a_run_of_two_processes_ends_in_one_line_with_the_second_one_and_goes_on
     again = start(*words)
     said, _ = again.communicate(timeout=900)
     assert again.returncode == 0, said
-    assert "goes on from" in said
+    assert "resumes from" in said

@@ -102,9 +102,13 @@ def test_every_backbone_starts_with_the_weights_of_the_file(tmp_path):
     ("name", "source", "says"),
     [
         ("resnet", "random", r"^unknown model\.backbone='resnet': choose one of inception, efficientnet_lite0$"),
-        (LITE0, "torchvision", r"^torchvision has no weights of efficientnet_lite0: set weights to package or"),
-        ("inception", "package", r"^there is no package with weights of inception: set weights to torchvision or"),
-        (LITE0, "nowhere.pth", r"^no weights nowhere.pth: set weights to torchvision, package, random, or the path"),
+        (LITE0, "torchvision", r"^torchvision has no weights of efficientnet_lite0: set model\.weights to package or"),
+        ("inception", "package", r"^no package has weights of inception: set model\.weights to torchvision or"),
+        (
+            LITE0,
+            "nowhere.pth",
+            r"^no weights nowhere.pth: set model.weights to torchvision, package, random, or the path",
+        ),
     ],
 )
 def test_weights_that_cannot_be_had_are_refused_in_one_line(name, source, says):
@@ -316,7 +320,7 @@ def test_the_full_size_network_has_the_shapes_of_a6():
 
 
 def test_three_transformers_are_refused():
-    with pytest.raises(ValueError, match=r"^model.transformers=3: choose 0 \(the CNN\), 1, 2, 4$"):
+    with pytest.raises(ValueError, match=r"^model.transformers=3: choose one of 0 \(the CNN\), 1, 2, 4$"):
         st_cnn(3)
 
 
@@ -385,25 +389,25 @@ def test_windows_on_the_parts_are_centred_on_them():
 @pytest.mark.parametrize(
     ("channels", "transformers", "windows", "says"),
     [
-        (3, 2, "learned", r"^model.windows='learned': choose learnt, with transformers also fixed, random, parts$"),
-        (3, 0, "fixed", r"^model.windows='fixed': choose learnt, with transformers also fixed, random, parts$"),
+        (3, 2, "learned", r"^model.windows='learned': choose learnt, or .* one of fixed, random, parts$"),
+        (3, 0, "fixed", r"^model.windows='fixed': choose learnt, or with transformers one of fixed, random, parts$"),
         (
             3,
             2,
             "parts",
-            r"^model.windows=parts with model.transformers=2 reads images of 7 channels, not 3: data.parts",
+            r"^model.windows=parts with model.transformers=2 needs images of 7 channels, not 3: data.parts",
         ),
         (
             7,
             4,
             "parts",
-            r"^model.windows=parts with model.transformers=4 reads images of 11 channels, not 7: data.parts",
+            r"^model.windows=parts with model.transformers=4 needs images of 11 channels, not 7: data.parts",
         ),
         (
             7,
             2,
             "learnt",
-            r"^model.windows=learnt with model.transformers=2 reads images of 3 channels, not 7: data.parts",
+            r"^model.windows=learnt with model.transformers=2 needs images of 3 channels, not 7: data.parts",
         ),
     ],
 )

@@ -172,7 +172,7 @@ def test_pooled_is_an_st_network_whose_transformer_does_nothing(family, side_px)
 
 
 def test_pooled_with_a_transformer_is_refused():
-    with pytest.raises(ValueError, match=r"^model\.pooled=true is for a classifier alone: [^\n]*$"):
+    with pytest.raises(ValueError, match=r"^model\.pooled=true is for a classifier without a transformer: [^\n]*$"):
         build((1, 42, 42), 10, BUDGET, fcn, fully_connected, Affine(), pooled=True)
 
 

@@ -66,7 +66,5 @@ def test_a_class_of_the_test_alone_is_named(folder):
 
 @pytest.mark.parametrize(("size_px", "shrink"), [(0, 1.0), (64, 0.0), (64, -1.0), (64, np.nan), (4, 8.0)])
 def test_a_crop_without_a_side_is_refused(folder, size_px, shrink):
-    with pytest.raises(
-        ValueError, match=rf"^data\.size_px={size_px} over data\.shrink={shrink} has to be a side of 1 px"
-    ):
+    with pytest.raises(ValueError, match=rf"^data\.size_px={size_px} / data\.shrink={shrink} has to be a side of 1 px"):
         Photos(class_folders(folder), size_px, shrink)

@@ -112,7 +112,7 @@ def test_what_has_no_deterministic_way_is_refused_in_one_line(config):
     )
     with mock.patch.object(run, "fit", side_effect=RuntimeError(said)):
         with pytest.raises(
-            ValueError, match=r"^deterministic=true cannot be kept here: grid_sampler_3d_\w+ does not"
+            ValueError, match=r"^deterministic=true is not possible here: grid_sampler_3d_\w+ does not"
         ) as error:
             job.run(config("deterministic=true"), [])
         assert str(error.value).endswith("deterministic implementation; leave it out, or choose device=cpu")

@@ -73,7 +73,15 @@ def test_good_images_are_drawn_and_bad_ones_named(script, tmp_path):
     with Image.open(tmp_path / "out/seven-stn.png") as picture:
         assert 2.5 < picture.width / picture.height < 3  # three squares over a line of text
     lines = code.splitlines()
-    said = ("no image that", "cannot be used", "No such file", "no ink", "no image that", "nan", "2 separate figures")
+    said = (
+        "not a readable image",
+        "cannot be used",
+        "No such file",
+        "no ink",
+        "not a readable image",
+        "nan",
+        "2 separate figures",
+    )
     for line, name, message in zip(lines, bad, said, strict=True):
         assert line.startswith(f"error: {tmp_path / name}: ")
         assert message in line
@@ -84,7 +92,7 @@ def test_a_picture_that_is_there_is_kept_without_force(script, tmp_path):
     (tmp_path / "seven-stn.png").write_text("mine")
     words = (tmp_path / "seven.png", "--model", RTS, "--out", tmp_path)
     code, _ = script(*words)
-    assert re.fullmatch(r"error: \S+seven-stn.png exists: --force overwrites it, [^\n]*", code)
+    assert re.fullmatch(r"error: \S+seven-stn.png exists: overwrite it with --force, [^\n]*", code)
     assert (tmp_path / "seven-stn.png").read_text() == "mine"
     assert script(*words, "--force")[0] == 0
     with Image.open(tmp_path / "seven-stn.png") as picture:

@@ -60,12 +60,12 @@ def test_every_mark_of_a_page_is_filled_and_nothing_else():
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("other/mnist_fcn/r/short", "'other/mnist_fcn/r/short' names no cell"),
-        ("example/mnist_fcn/r", "'example/mnist_fcn/r' names no cell"),
+        ("other/mnist_fcn/r/short", "'other/mnist_fcn/r/short' is not a cell"),
+        ("example/mnist_fcn/r", "'example/mnist_fcn/r' is not a cell"),
         ("example/fcn/r/short", "example has no such row or column; see conf/table/example.yaml"),
         ("example/mnist_fcn/rts/short", "example has no such row or column"),
-        ("example/mnist_fcn/r/short sum", "unknown 'sum'; choose mean, cell, "),
-        ("example/mnist_fcn/r/short test/height", "no record there has a metric 'test/height'"),
+        ("example/mnist_fcn/r/short sum", "unknown 'sum': choose one of mean, cell, "),
+        ("example/mnist_fcn/r/short test/height", "none of these records has a metric 'test/height'"),
     ],
 )
 def test_a_mark_that_names_nothing_is_said_in_one_line(words, message):

@@ -391,7 +391,7 @@ def test_without_a_record_one_line_says_so_and_the_old_report_stays(script, tmp_
     old.write_text("old")
     save(tmp_path / "runs", record(smoke=True))
     code, _ = script()
-    assert code == "error: there is no record to report on: make one with `make reproduce-table1`"
+    assert code == "error: there is no record to report: make some with `make reproduce-table1`"
     assert old.read_text() == "old"
 
 
@@ -415,7 +415,7 @@ def test_a_damaged_record_is_named_and_the_others_are_reported(script, tmp_path,
     first, second, last = code.splitlines()
     assert re.fullmatch(rf"error: the record {path} {message}.*", first)
     assert re.match(r"error: line 2 of \S+/records.jsonl is damaged", second)
-    assert last == "The report stands on the other records."
+    assert last == "The report uses the other records."
     assert ", 1 records," in out
     text = Page((tmp_path / "results/report.html").read_text())
     assert "2 records could not be used" in text.text

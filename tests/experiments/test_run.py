@@ -230,7 +230,7 @@ def test_a_run_that_another_process_is_at_is_refused_in_one_line(story):
     assert second.code == 1
     loading, said = second.err.splitlines()
     assert loading == "mnist_st_fcn_affine, seed 0: loading PyTorch"
-    assert re.fullmatch(rf"error: another process is at this run already: {story.parts}\b.*", said)
+    assert re.fullmatch(rf"error: another process is working on this run: {story.parts}\b.*", said)
 
 
 def test_a_run_killed_and_interrupted_ends_in_the_bits_of_an_uninterrupted_one(story):
@@ -240,17 +240,17 @@ def test_a_run_killed_and_interrupted_ends_in_the_bits_of_an_uninterrupted_one(s
     assert story.interrupted.returncode == 128 + signal.SIGINT
     *_, said = err.splitlines()
     safe = torch.load(story.parts / "checkpoint.ckpt", weights_only=True)["curve"][-1]["step"]
-    claimed = re.match(r"stopped by SIGINT: (\d+) of 600 steps of \S+ are safe; go on with: python run.py ", said)
+    claimed = re.match(r"stopped by SIGINT: (\d+) of 600 steps of \S+ are safe; resume with: python run.py ", said)
     assert claimed, said
     assert 0 <= safe - int(claimed[1]) <= 20  # a block, where the signal came between the checkpoint and its note
     assert "Traceback" not in err
-    assert f"{story.parts.name}: goes on from {story.parts / 'checkpoint.ckpt'}" in err
+    assert f"{story.parts.name}: resumes from {story.parts / 'checkpoint.ckpt'}" in err
     assert not (story.parts / "result.json").exists()
     assert not (story.parts / "weights.safetensors").exists()
 
     last = run(*LONG, f"runs_dir={story.parts.parent}")
     assert last.code == 0
-    assert "goes on from" in last.err
+    assert "resumes from" in last.err
     one, parts = read(story.one), read(story.parts)
     assert parts["seconds"] > 1000  # the mark: it did not begin anew
     assert parts["curve"] == one["curve"]
@@ -372,7 +372,7 @@ def test_a_setting_that_cannot_be_run_is_refused_in_one_line_and_leaves_nothing(
 
 def test_without_an_experiment_the_line_names_them(refusals):
     assert re.fullmatch(
-        "error: no experiment: .*mnist_cnn, .*mnist_fcn, .*mnist_st_fcn_tps, .*", refusals.said["no experiment"]
+        "error: no experiment chosen: .*mnist_cnn, .*mnist_fcn, .*mnist_st_fcn_tps, .*", refusals.said["no experiment"]
     )
 
 

@@ -62,7 +62,7 @@ def test_a_damaged_record_costs_its_own_line(tmp_path, status, capsys):
     damaged = started(tmp_path, "mnist_fcn", "e", 0) / "result.json"
     damaged.write_text("{")
     with pytest.raises(
-        SystemExit, match=rf"^error: the record {damaged} is damaged [^\n]*\nThis is of the other records"
+        SystemExit, match=rf"^error: the record {damaged} is damaged [^\n]*\nThe status counts the other records"
     ):
         status("--runs", tmp_path)
     assert "40 cells: 1 done, 0 running, 0 stopped, 0 failed, 39 missing" in capsys.readouterr().out
@@ -102,7 +102,7 @@ def test_the_status_touches_no_run(tmp_path, status):
 
 def test_cells_of_whose_pace_no_record_tells_are_no_part_of_the_time_left(tmp_path, status, monkeypatch):
     monkeypatch.setattr(records, "read_kept", lambda folder, **_: [])
-    assert status("--runs", tmp_path)[1].endswith("40 missing; no record tells the pace of 40 of them")
+    assert status("--runs", tmp_path)[1].endswith("40 missing; time unknown for 40 of them")
 
 
 def test_smoke_runs_have_a_status_of_their_own(tmp_path, status):

@@ -99,7 +99,7 @@ def test_a_script_without_a_main_guard_is_told_so(tmp_path):
         f"digitstruct.PART = 1\ndigitstruct.read(Path({str(file)!r}), progress=False)\n"
     )
     said = subprocess.run([sys.executable, script], capture_output=True, text=True).stderr
-    assert 'call this below `if __name__ == "__main__":` of your script' in said.splitlines()[-1]
+    assert 'call this under `if __name__ == "__main__":` in your script' in said.splitlines()[-1]
     assert "a damaged one" not in said  # as its processes, which run the script too, found
 
 
@@ -154,7 +154,7 @@ def test_a_crop_shows_its_window_and_black_beyond_the_picture():
 
 def test_a_truncated_picture_is_named():
     whole = png(np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8))
-    with pytest.raises(ValueError, match=r"^3\.png is not a whole picture [^\n]*: fetch its archive again$"):
+    with pytest.raises(ValueError, match=r"^3\.png is not a complete picture [^\n]*: fetch its archive again$"):
         crop(whole[: len(whole) // 2], number("3.png", (1, 1, 5, 5, 1)), 64)
 
 
@@ -162,7 +162,7 @@ def test_a_truncated_picture_is_named():
     "left_top", [(-100, 10), (100, 10), (20, -100), (20, 100)], ids=["left", "right", "above", "below"]
 )
 def test_a_number_outside_of_its_picture_is_named(left_top):
-    with pytest.raises(ValueError, match=r"puts the number of 3\.png outside of its picture \(40, 30\)"):
+    with pytest.raises(ValueError, match=r"puts the number of 3\.png outside its picture \(40, 30\)"):
         crop(png(np.zeros((30, 40, 3), np.uint8)), number("3.png", (*left_top, 5, 5, 1)), 64)
 
 
@@ -239,7 +239,7 @@ def test_an_interrupted_preparation_ends_in_the_same_bytes(folder, monkeypatch):
 BAD = {
     "missing": (lambda f: f.pop("train/3.png"), r"lacks 1 of the 12 pictures"),
     "renamed": (lambda f: f.__setitem__("train/x3.png", f.pop("train/3.png")), r"lacks 1 of the 12 pictures"),
-    "truncated": (lambda f: f.__setitem__("train/3.png", f["train/3.png"][:200]), r"3\.png is not a whole picture"),
+    "truncated": (lambda f: f.__setitem__("train/3.png", f["train/3.png"][:200]), r"3\.png is not a complete picture"),
     "no digitStruct": (lambda f: f.pop("train/digitStruct.mat"), r"has no digitStruct\.mat"),
     "leaves the folder": (lambda f: f.__setitem__("train/../../x.png", b""), r"'train/\.\./\.\./x\.png', which is no"),
     "of another folder": (lambda f: f.__setitem__("/etc/x.png", b""), r"which is not a file of train/"),
@@ -278,7 +278,7 @@ def test_a_full_disk_is_named_and_leaves_nothing(folder, monkeypatch, full):
         monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1))
     else:
         monkeypatch.setattr(os, "posix_fallocate", no_space)
-    with pytest.raises(OSError, match=r"^the store of 64 px crops takes 0\.0 GB, but [^\n]* GB left: make room"):
+    with pytest.raises(OSError, match=r"^the store of 64 px crops needs 0\.0 GB, but [^\n]* GB free: make room"):
         prepare(folder, 64, COUNTS)
     assert not list(folder.glob("64px*"))
 
@@ -416,7 +416,7 @@ def test_a_download_that_stopped_goes_on_until_it_is_whole(server, tmp_path):
 
     url, path = f"{server.url}train.tar.gz", tmp_path / "svhn" / "train.tar.gz"
     server.bodies = {"/train.tar.gz": half}
-    with pytest.raises(OSError, match=rf"gave 50000 bytes of {len(ARCHIVE)}: run the same command again"):
+    with pytest.raises(OSError, match=rf"sent 50000 bytes of {len(ARCHIVE)}: run the same command again"):
         download(url, path, len(ARCHIVE))
     assert not path.exists()
     server.bodies = {"/train.tar.gz": ARCHIVE}

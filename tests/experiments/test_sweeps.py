@@ -195,8 +195,8 @@ runpy.run_path("run.py", run_name="__main__")
         (r"hydra_plugins.hydra_joblib", "hydra/launcher=joblib", "hydra/launcher=joblib is not installed: make setup EXTRAS=joblib, .*"),  # noqa: E501
         (r"hydra_plugins.hydra_ray", "hydra/launcher=ray_cluster", r"hydra/launcher=ray is not installed: make setup EXTRAS=ray, or pip install '.\[ray\]'"),  # noqa: E501
         (r"hydra_plugins.hydra_submitit", "hydra/launcher=slurm", "hydra/launcher=submitit_slurm is not installed: make setup EXTRAS=submitit, .*"),  # noqa: E501
-        ("none", "hydra/launcher=condor", "unknown hydra/launcher=condor: choose basic, joblib, ray_local, ray_cluster, .*"),  # noqa: E501
-        ("none", "++devices=2", "devices=2 in a sweep, whose every process would sweep again: .*"),
+        ("none", "hydra/launcher=condor", "unknown hydra/launcher=condor: choose one of basic, joblib, ray_local, ray_cluster, .*"),  # noqa: E501
+        ("none", "++devices=2", "devices=2 in a sweep: each of its processes would start the sweep again; .*"),
     ],
 )  # fmt: skip
 def test_a_sweep_that_cannot_be_run_is_refused_in_one_line(hidden, override, said, tmp_path):

@@ -576,9 +576,9 @@ def test_a_checkpoint_of_another_run_is_refused(data, tmp_path):
     path = tmp_path / "checkpoint.ckpt"
     trainer(1, Checkpoint(path, 0.0, record())).fit(engine(data))
     checkpoint.check(path, record())
-    with pytest.raises(ValueError, match=rf"is of another run, {record()['id']}: delete it to start this run afresh$"):
+    with pytest.raises(ValueError, match=rf"belongs to another run, {record()['id']}: delete it"):
         checkpoint.check(path, record(seed=1))
-    with pytest.raises(ValueError, match=r"was trained on other data than are there now: delete it to start "):
+    with pytest.raises(ValueError, match=r"was trained on other data than are here now: delete it to start "):
         checkpoint.check(path, record(data_sha256={"train": "another"}))
     assert records.read(tmp_path / "unfinished.json")["step"] == 4
 
@@ -590,7 +590,7 @@ def test_a_checkpoint_of_weights_that_are_no_numbers_is_refused(data, tmp_path):
     name, weights = next(iter(state["state_dict"].items()))
     weights.view(-1)[0] = float("nan")
     torch.save(state, path)
-    with pytest.raises(ValueError, match=f"holds weights that are not numbers, {name}: delete it"):
+    with pytest.raises(ValueError, match=f"holds weights that are not finite, {name}: delete it"):
         checkpoint.check(path)
 
 
@@ -620,7 +620,7 @@ def test_weights_that_are_missing_are_told_of_and_altered_ones_refused(done, cap
         finished(done)
     (done.folder / "weights.safetensors").unlink()
     assert finished(done)["status"] == "finished"
-    assert caplog.messages == [f"{done.id}: its weights are not here; {again} to make them"]
+    assert caplog.messages == [f"{done.id}: its weights are missing; to make them, {again}"]
 
 
 def test_a_run_from_before_a_later_key_came_is_finished(done, monkeypatch):

@@ -284,7 +284,7 @@ def test_looking_again_costs_no_parameters_and_trace_shows_every_look():
     ("transform", "times", "message"),
     [
         (Affine(), 0, r"^model\.times=0 has to be 1 or more$"),
-        (ThinPlateSpline(), 2, r"^a recurrent [^\n]*, which ThinPlateSpline does not offer: choose Affine$"),
+        (ThinPlateSpline(), 2, r"^a recurrent [^\n]*, but ThinPlateSpline has no compose: choose Affine$"),
     ],
 )
 def test_a_recurrence_that_cannot_be_is_refused(transform, times, message, monkeypatch):

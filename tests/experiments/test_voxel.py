@@ -175,14 +175,14 @@ def test_a_batch_that_does_not_fit_is_refused_before_it_is_drawn(small, monkeypa
     monkeypatch.setattr(voxel, "free_bytes", lambda device: 10**6)
     monkeypatch.setattr(voxel, "render", lambda *args: pytest.fail("rendered"))
     with pytest.raises(
-        ValueError, match=r"^50 volumes of 24\^3 voxels take about 0.0 GB[^\n]*schedule.batch_size=50 or"
+        ValueError, match=r"^50 volumes of 24\^3 voxels need about 0.0 GB[^\n]*schedule.batch_size=50 or"
     ):
         small.batch(50, Generator())
 
 
 def test_a_volume_that_does_not_fit_is_refused(small):
     with pytest.raises(
-        ValueError, match=r"^one volume of 60000\^3 voxels takes about [^\n]* lower data.size_px=60000$"
+        ValueError, match=r"^one volume of 60000\^3 voxels needs about [^\n]* lower data.size_px=60000$"
     ):
         VoxelMnist("nowhere", 60_000, 45.0, 8.0)
 

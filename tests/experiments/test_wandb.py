@@ -85,7 +85,7 @@ def test_where_the_server_refuses_one_line_says_so_and_the_run_ends_on_disk(refu
     said = [line for line in err.splitlines() if line.startswith("W&B: ")]
     assert len(said) == 1
     later = f"WANDB_PROGRAM=wandb wandb sync {folder}/wandb/*run-*"
-    assert said[0].endswith(f"the run stays on disk: send it later with `{later}`")
+    assert said[0].endswith(f"the run is kept on disk: send it later with `{later}`")
     assert "401" in said[0]
     assert "Traceback" not in err
     assert json.loads((folder / "result.json").read_text())["status"] == "finished"
@@ -151,7 +151,7 @@ def test_a_killed_run_that_goes_on_continues_the_same_wandb_run(tmp_path):
         second = start(home, fake.url, *long)
         _, err = second.communicate(timeout=550)
     assert second.returncode == 0, err
-    assert "goes on from" in err
+    assert "resumes from" in err
     assert set(fake.runs) == {folder.name}
     rows = fake.rows[folder.name]
     assert sorted(rows) == list(range(len(rows)))

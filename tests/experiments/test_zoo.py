@@ -121,7 +121,7 @@ def test_the_best_transformer_has_the_lowest_error(runs):
     plain = MODEL | {"localisation": None, "transform": None}
     write(runs, record("plain", error=-1.0, config=record("x")["config"] | {"model": plain}))
     assert zoo.best_transformer("rts", ROOT, runs) == "best"
-    with pytest.raises(ValueError, match="no recorded spatial transformer on q: name another with --model"):
+    with pytest.raises(ValueError, match="no recorded spatial transformer on q: choose another network with --model"):
         zoo.best_transformer("q", ROOT, runs)
 
 
@@ -143,7 +143,7 @@ def test_a_damaged_record_is_named_and_hides_no_other(runs):
         (lambda path: path.write_bytes(path.read_bytes()[:-100]), r"the weights .* are damaged: "),
         (lambda path: torch.save({"a": torch.ones(1)}, path), r"the weights .* are damaged: "),
         (lambda path: save_file({"a": torch.ones(1)}, path), r"the weights .* do not fit their record: "),
-        (lambda path: save_file({"a": torch.ones(1)}, path, {"id": "two"}), r"the weights .* of another run, two$"),
+        (lambda path: save_file({"a": torch.ones(1)}, path, {"id": "two"}), r"the weights .* belong to another run, two$"),
     ],
     ids=["empty", "text", "cut", "pickle", "of another network", "of another run"],
 )

@@ -159,7 +159,7 @@ def test_deterministic_is_refused_in_one_line_where_cuda_has_no_way(override, tm
         text=True,
     )
     assert done.returncode == 1
-    assert done.stderr.splitlines()[-1].startswith("error: deterministic=true cannot be kept here: grid_sampler_2d")
+    assert done.stderr.splitlines()[-1].startswith("error: deterministic=true is not possible here: grid_sampler_2d")
     assert "Traceback" not in done.stderr
 
 

@@ -1,4 +1,4 @@
-"""Grids and matrices that are kept: real, shared, bounded, blind to what the caller is doing, and in nobody's state."""
+"""Cached grids and matrices: real, shared, bounded, blind to what the caller is doing, and in nobody's state."""
 
 import gc
 import pickle
@@ -28,10 +28,10 @@ every_transform = pytest.mark.parametrize(
 
 
 @pytest.fixture(autouse=True)
-def nothing_kept(monkeypatch):
+def nothing_cached(monkeypatch):
     """Every test starts with empty caches."""
     for constants in (GRIDS, BASES):
-        monkeypatch.setattr(constants, "_kept", type(constants._kept)())
+        monkeypatch.setattr(constants, "_cached", type(constants._cached)())
         monkeypatch.setattr(constants, "_keys", {})
 
 
@@ -89,13 +89,13 @@ def test_vmap_over_theta_is_a_loop_over_it(transform):
     torch.testing.assert_close(torch.vmap(warp)(u, theta), expected)
 
 
-def test_points_mapped_over_are_not_kept():
+def test_points_mapped_over_are_not_cached():
     spline, target = ThinPlateSpline(), torch.rand(3, 6, 2)
     bases = torch.vmap(spline.basis)(target)
     torch.testing.assert_close(bases, torch.stack([spline.basis(points) for points in target]))
 
 
-def test_a_default_device_does_not_reach_what_is_kept():
+def test_a_default_device_does_not_reach_what_is_cached():
     with torch.device("meta"):
         grid = regular_grid((5, 6), device="cpu")
         basis = ThinPlateSpline().basis(grid)
@@ -148,16 +148,16 @@ def test_a_matrix_from_a_quarter_is_that_of_all_points(k, size):
     torch.testing.assert_close(of_grid, of_points, atol=1e-12, rtol=0)
 
 
-def test_points_of_your_own_are_kept_while_they_live():
+def test_points_of_your_own_are_cached_while_they_live():
     spline, target = ThinPlateSpline(), torch.rand(7, 2)
     basis = spline.basis(target)
     assert spline.basis(target) is basis
     target.mul_(0.5)
     torch.testing.assert_close(spline.basis(target), spline.basis(target.clone()))
-    before = len(BASES._kept)
+    before = len(BASES._cached)
     del target
     gc.collect()
-    assert len(BASES._kept) < before
+    assert len(BASES._cached) < before
 
 
 def test_points_that_need_a_gradient_get_it():
@@ -181,7 +181,7 @@ def test_threads_with_sizes_of_their_own_mix_nothing_up():
         assert list(pool.map(work, range(4))) == [0] * 4
 
 
-def test_what_is_kept_is_bounded_in_bytes_oldest_use_first():
+def test_what_is_cached_is_bounded_in_bytes_oldest_use_first():
     constants, made = Constants(limit_bytes=100), []
 
     def get(key, nbytes=40):
@@ -202,14 +202,14 @@ def test_what_is_kept_is_bounded_in_bytes_oldest_use_first():
     assert made[5:] == ["large", "large"]
 
 
-def test_what_fails_to_be_made_is_said_and_not_kept():
+def test_what_fails_to_be_made_is_said_and_not_cached():
     constants = Constants(100)
     with pytest.raises(ZeroDivisionError):
         constants.make("a", lambda: torch.zeros(1 // 0), CPU)
     assert constants.make("a", lambda: torch.zeros(1), CPU).shape == (1,)
 
 
-def test_pickles_copies_and_states_carry_nothing_that_is_kept():
+def test_pickles_copies_and_states_carry_nothing_that_is_cached():
     spline = ThinPlateSpline()
     before = len(pickle.dumps(spline))
     theta = torch.tensor([spline.identity])
@@ -233,7 +233,7 @@ def test_a_captured_step_copies_nothing_and_outlives_the_cache(transform):
     with torch.cuda.graph(graph, stream=side):
         v = warp(u, theta)
     for constants in (GRIDS, BASES):
-        constants._kept.clear()
+        constants._cached.clear()
         constants._keys.clear()
     gc.collect()
     torch.cuda.empty_cache()

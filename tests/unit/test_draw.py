@@ -53,5 +53,5 @@ def test_a_window_out_of_the_image_or_of_nan_leaves_u_as_it_is():
 
 def test_a_volume_is_refused_in_one_line():
     warp = warp_of(Affine3d.identity, torch.rand(1, 1, 4, 4, 4), Affine3d())
-    with pytest.raises(ValueError, match=r"^a window is drawn on images \(B, 1 or 3, H, W\), got u \(1, 1, 4, 4, 4\)$"):
+    with pytest.raises(ValueError, match=r"^draw_window takes images \(B, 1 or 3, H, W\), got u \(1, 1, 4, 4, 4\)$"):
         draw_window(warp)

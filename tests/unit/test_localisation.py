@@ -75,7 +75,7 @@ def test_the_state_of_an_nn_linear_is_refused_and_converted():
         with pytest.raises(RuntimeError, match=r"identity is missing from the state: .*Regression\.from_linear"):
             Regression(7, Affine()).load_state_dict(linear.state_dict(), strict=strict)
     torch.testing.assert_close(Regression.from_linear(linear, Affine())(x), linear(x))
-    with pytest.raises(ValueError, match=r"^Attention has 3 parameters, the linear layer gives 6$"):
+    with pytest.raises(ValueError, match=r"^Attention has 3 parameters, the linear layer has 6 outputs$"):
         Regression.from_linear(linear, Attention())
 
 
@@ -104,7 +104,7 @@ def test_a_theta_of_aligned_corners_is_converted(transform):
 def test_aligned_corners_convert_a_window_of_the_same_shape_alone():
     assert aligned_corners_factors(Attention(), (5, 5), (5, 5)) == (1.0, 0.8, 0.8)
     for transform, sizes in [(Attention(), ((5, 5), (5, 6))), (ThinPlateSpline(), ((5, 5), (5, 5)))]:
-        with pytest.raises(ValueError, match=r"has no theta that gives the points of align_corners=True"):
+        with pytest.raises(ValueError, match=r"has no theta that samples the points of align_corners=True"):
             aligned_corners_factors(transform, *sizes)
 
 

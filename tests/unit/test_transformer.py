@@ -255,9 +255,9 @@ def test_an_unknown_kernel_is_refused_at_construction():
 @pytest.mark.parametrize(
     ("transform", "out_size", "message"),
     [
-        (Affine(), (5,), r"^Affine needs an out_size of 2 positive numbers, got \(5,\)$"),
-        (Affine(), (5, 0), r"^Affine needs an out_size of 2 positive numbers, got \(5, 0\)$"),
-        (Affine3d(), (5, 5), r"^Affine3d needs an out_size of 3 positive numbers, got \(5, 5\)$"),
+        (Affine(), (5,), r"^Affine needs an out_size of 2 positive whole numbers, got \(5,\)$"),
+        (Affine(), (5, 0), r"^Affine needs an out_size of 2 positive whole numbers, got \(5, 0\)$"),
+        (Affine3d(), (5, 5), r"^Affine3d needs an out_size of 3 positive whole numbers, got \(5, 5\)$"),
     ],
 )
 def test_an_out_size_that_does_not_fit_is_refused_at_construction(transform, out_size, message):

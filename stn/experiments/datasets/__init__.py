@@ -1,7 +1,7 @@
-"""The data sets by the names that `data.name` takes; a module is imported only when its data set is asked for."""
+"""The data sets by `data.name`; a module is imported only when its data set is needed."""
 
-DIGIT_PX = 28  # the side of a digit of MNIST
-DATA_SETS = {  # name: module below this folder, and its class
+DIGIT_PX = 28  # side of an MNIST digit
+DATA_SETS = {  # name: module in this folder, and its class
     "mnist": "mnist:DistortedMnist",
     "addition": "addition:MnistAddition",
     "colocalisation": "colocalisation:CommonDigit",

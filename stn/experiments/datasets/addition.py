@@ -1,4 +1,4 @@
-"""MNIST addition (A.1): two distorted digits, each in a channel of its own, and their sum as the label."""
+"""MNIST addition (A.1): two distorted digits, each in its own channel, and their sum as the label."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -19,8 +19,8 @@ CHANNELS = 2
 class MnistAddition:
     """Pairs of digits, distorted independently: u (B, 2, S, S), label the sum 0..18; `test` is the frozen test set.
 
-    A training pair is drawn afresh from the training digits.  The test set shows every test digit once in each channel:
-    the first channel in MNIST's order, the second in a random one.  Everything lives on one device (`to`), as uint8.
+    Training pairs are drawn at random from the training digits.  The test set shows every test digit once in each
+    channel, in the first in MNIST's order, in the second in a random one.  All data are uint8 on one device (`to`).
     """
 
     classes = 19
@@ -38,13 +38,13 @@ class MnistAddition:
 
     @staticmethod
     def shape(distortion: Any, test_split: Any = "test") -> tuple[int, int, int]:
-        """`in_shape`, without reading a file.  Raises ValueError on values that there are no images for."""
+        """`in_shape`, without reading a file.  Raises ValueError on invalid values."""
         return CHANNELS, *DistortedMnist.shape(distortion, test_split)[1:]
 
     ensure = staticmethod(DistortedMnist.ensure)
 
     def test_params(self) -> list[Params]:
-        """For each channel what the distortion, a geometric one, drew for the test digits, in the order of `test`."""
+        """The parameters that a geometric distortion drew for the test digits, by channel, in the order of `test`."""
         n = len(self.test)
         both = frozen_params(self.distortion, CHANNELS * n, TEST_SEED)
         return [{key: value[c * n : (c + 1) * n] for key, value in both.items()} for c in range(CHANNELS)]

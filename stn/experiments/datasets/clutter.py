@@ -1,4 +1,4 @@
-"""Translated and cluttered digits, TC (A.4): every draw is of whole pixels, so nothing is interpolated."""
+"""Translated and cluttered digits, TC (A.4): all positions are whole pixels, so nothing is interpolated."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -15,11 +15,11 @@ Params = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Clutter:
-    """TC: the digit at a uniformly random whole-pixel place, plus `patches` random crops of other digits.
+    """TC: the digit at a uniformly random whole-pixel position, plus `patches` random crops of other digits.
 
-    Where they overlap a pixel is the `maximum`, or the `sum` clipped to 255, or the crop's, which then covers the digit
-    and the crops before it (`overwrite`).  A crop is any patch_px x patch_px window of a digit, so many are partly or
-    wholly black; without `blank` it is any window that has ink.
+    `overlap` says what a pixel shows where they overlap: the `maximum`, the `sum` clipped to 255, or the last crop
+    (`overwrite`).  A crop is any patch_px x patch_px window of a digit, so many are partly or entirely black.  Without
+    `blank` every crop has ink.
     """
 
     canvas_px: int
@@ -29,7 +29,7 @@ class Clutter:
     blank: bool = True
 
     def draw(self, n: int, generator: Generator, num_digits: int) -> Params:
-        """place (n, 2) of the digit; patch_digit (n, K), patch_crop, patch_place (n, K, 2); x then y, in px."""
+        """place (n, 2) of the digit; patch_digit (n, K); patch_crop and patch_place (n, K, 2); x then y, in px."""
 
         def whole(high: int, *shape: int) -> Tensor:
             return torch.randint(high, (n, *shape), generator=generator, device=generator.device)
@@ -44,7 +44,7 @@ class Clutter:
     def compose(
         self, digits: UInt8[Tensor, "d 28 28"], index: Int[Tensor, " b"], params: Params
     ) -> UInt8[Tensor, "b s s"]:
-        """The canvases of digits[index]; patch_digit counts on from the image's own digit, never its clutter."""
+        """The canvases of digits[index]; patch_digit is an offset from `index`, so no digit is its own clutter."""
         n, flat = len(index), digits.flatten(1)
         canvas = digits.new_zeros(n, self.canvas_px**2)
         window = _window(DIGIT_PX, self.canvas_px, digits.device)
@@ -62,7 +62,7 @@ class Clutter:
         if self.overlap == "sum":
             whole = canvas.int().scatter_add_(1, onto.flatten(1), crop.flatten(1).int())
             return whole.clamp_(max=255).to(canvas.dtype)
-        for k in range(self.patches):  # one after the other: which of two values a scatter keeps is not defined
+        for k in range(self.patches):  # in order: which of two values a scatter keeps is undefined
             canvas.scatter_(1, onto[:, k], crop[:, k])
         return canvas
 
@@ -80,7 +80,7 @@ class Clutter:
         return self.compose(digits, index, params)[:, None].to(dtype) / 255
 
     def _inked_crop(self, others: UInt8[Tensor, "b k 28 28"], generator: Generator) -> Int[Tensor, "b k 2"]:
-        """For each digit the place of one of its windows with ink, each as likely as the next."""
+        """For each digit the position of one of its windows with ink, uniformly at random."""
         inked: Bool[Tensor, "b k n n"] = F.max_pool2d(others.float(), self.patch_px, 1) > 0
         flat = inked.flatten(2)
         chance = 1 - torch.rand(flat.shape, generator=generator, device=flat.device)  # above 0

@@ -1,4 +1,4 @@
-"""Co-localisation (A.2): images of one unknown digit class at unknown places, with or without clutter."""
+"""Co-localisation (A.2): images of one unknown digit class at unknown positions, with or without clutter."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,12 +20,12 @@ Boxes = Float[Tensor, "b 4"]  # left, top, right, bottom in px of the canvas
 
 
 def squares(place: Int[Tensor, "b 2"]) -> Boxes:
-    """The 28 x 28 squares that the digits fill, from the places (x, y) of their top left corners."""
+    """The 28 x 28 squares of the digits, from the positions (x, y) of their top left corners."""
     return torch.cat([place, place + DIGIT_PX], dim=1).float()
 
 
 def ink(digits: UInt8[Tensor, "b 28 28"], place: Int[Tensor, "b 2"]) -> Boxes:
-    """The smallest boxes that hold all of a digit's ink, every pixel above 0."""
+    """The bounding boxes of the digits' ink, that is of all pixels above 0."""
     sides = []
     for inked in (digits.amax(1) > 0, digits.amax(2) > 0):  # columns, then rows
         flags = inked.to(torch.uint8)
@@ -35,7 +35,7 @@ def ink(digits: UInt8[Tensor, "b 28 28"], place: Int[Tensor, "b 2"]) -> Boxes:
 
 
 def shifted(images: UInt8[Tensor, "b 1 s s"], by_px: Int[Tensor, "b 2"]) -> UInt8[Tensor, "b 1 s s"]:
-    """Each image moved right and down by (x, y); what comes in is black."""
+    """Each image moved right and down by (x, y), filled with black."""
     side = images.shape[-1]
     from_px = torch.arange(side, device=images.device) - by_px[..., None]  # (b, 2, s)
     inside = (from_px >= 0) & (from_px < side)
@@ -46,13 +46,12 @@ def shifted(images: UInt8[Tensor, "b 1 s s"], by_px: Int[Tensor, "b 2"]) -> UInt
 
 
 class CommonDigit:
-    """`images` training digits of class `digit`, each at a uniform place of an 84 x 84 canvas, drawn once from `seed`.
+    """`images` training digits of class `digit`, each uniformly placed on an 84 x 84 canvas, drawn once from `seed`.
 
-    `patches` 6 x 6 crops of other training digits are added: none for T, 16 for TC.  `batch` gives the images, each
-    shifted by N(0, shift_std_px) in x and in y, and `crops` its I^rand, `random_crops` of 28 x 28 px of each image at
-    uniform places, drawn once as well; neither a class nor a box.  `test_batches` gives the images as they are with
-    their boxes, the digit's 28 x 28 square (`box` "square") or the bounding box of its ink ("ink"), which the network
-    has not seen.
+    `patches` 6 x 6 crops of other training digits are added: none for T, 16 for TC.  Training sees neither a class nor
+    a box.  `batch` returns the images, each shifted by N(0, shift_std_px) in x and in y.  `crops` returns I^rand:
+    `random_crops` crops of 28 x 28 px per image at uniform positions, drawn once.  `test_batches` returns the unshifted
+    images with their boxes: the digit's 28 x 28 square (`box` "square") or the bounding box of its ink ("ink").
     """
 
     classes = 1  # unknown, but common to all images
@@ -76,7 +75,7 @@ class CommonDigit:
         (mine,) = (labels == digit).nonzero(as_tuple=True)
         if images > len(mine):
             raise ValueError(
-                f"data.images={images}: MNIST has {len(mine)} training digits of class {digit}, take fewer"
+                f"data.images={images} is too many: MNIST has {len(mine)} training digits of class {digit}"
             )
         generator = Generator().manual_seed(seed)
         index = mine[torch.randperm(len(mine), generator=generator)[:images]]
@@ -92,7 +91,7 @@ class CommonDigit:
     def shape(
         cls, digit: Any, patches: Any, images: Any, random_crops: Any, shift_std_px: Any, box: Any, seed: Any
     ) -> tuple[int, int, int]:
-        """`in_shape`, without reading a file.  Raises ValueError on values that there are no images for."""
+        """`in_shape`, without reading a file.  Raises ValueError on invalid values."""
         if type(digit) is not int or not 0 <= digit <= 9:
             raise ValueError(f"data.digit={digit!r} is not a digit class: choose one of 0 to 9")
         for key, value, least, most in (
@@ -112,9 +111,9 @@ class CommonDigit:
         self.images = self.images.to(device)
 
     def batch(self, n: int, generator: Generator) -> tuple[Float[Tensor, "b 1 s s"], Int[Tensor, " b"]]:
-        """n of the images, each shifted, and their indices; all of them in order where n is their number, as in A.2."""
+        """n of the images, each shifted, and their indices; all in order if n is their number, as in A.2."""
         if n > len(self.images):
-            raise ValueError(f"schedule.batch_size={n}: there are data.images={len(self.images)}, take at most so many")
+            raise ValueError(f"schedule.batch_size={n} is larger than data.images={len(self.images)}: lower it")
         shift = torch.randn(n, 2, generator=generator, device=generator.device)
         if n == len(self.images):
             index, images = torch.arange(n, device=shift.device), self.images
@@ -130,7 +129,7 @@ class CommonDigit:
             yield windows[torch.arange(len(windows)), :, top, left].float() / 255
 
     def test_batches(self) -> Iterator[tuple[Float[Tensor, "b 1 s s"], Boxes]]:
-        """All images with their boxes."""
+        """All images, unshifted, with their boxes."""
         yield self.images.cpu().float() / 255, self.boxes
 
     def checksums(self) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""CUB-200-2011 on disk: its archive, fetched, checked and unpacked, and the text files that describe its images.
+"""CUB-200-2011 on disk: fetch, check and unpack its archive, and read the text files that describe its images.
 
 Wah, Branson, Welinder, Perona, Belongie, "The Caltech-UCSD Birds-200-2011 Dataset", 2011.
 """
@@ -21,12 +21,12 @@ from stn.experiments.datasets.photos import Listing
 from stn.experiments.errors import Unwritable, writing
 
 log = logging.getLogger(__name__)
-FOLDER = "CUB_200_2011"  # in the archive and below data/cub
+FOLDER = "CUB_200_2011"  # in the archive and in data/cub
 
 
 @dataclass(frozen=True)
 class BirdListing(Listing):
-    """What the text files tell beside: boxes (x, y, width, height) and parts (x, y, visible), in px."""
+    """A listing with boxes (x, y, width, height) and parts (x, y, visible), in px."""
 
     boxes: Float[np.ndarray, "n 4"]
     parts: Float[np.ndarray, "n p 3"]
@@ -36,7 +36,7 @@ class BirdListing(Listing):
 def read(folder: Path) -> BirdListing:
     """The listing of a folder in CUB's format.
 
-    Raises FileNotFoundError or ValueError, in one line, where a file is missing or the files contradict each other.
+    Raises FileNotFoundError or ValueError if a file is missing or the files contradict each other.
     """
     names = _table(folder / "images.txt")
     numbers = list(names)
@@ -58,12 +58,12 @@ def read(folder: Path) -> BirdListing:
     for name in names.values():
         place = PurePosixPath(name)
         if place.is_absolute() or ".." in place.parts:
-            raise ValueError(f"{folder / 'images.txt'} names {name!r}, which is outside of the folder: not CUB's file")
+            raise ValueError(f"{folder / 'images.txt'} names {name!r}, which is outside the folder: not CUB's file")
         paths.append(folder / "images" / place)
     missing = [path for path in paths if not path.is_file()]
     if missing:
         raise FileNotFoundError(
-            f"{len(missing)} of {n} images that {folder / 'images.txt'} names are missing, the first is {missing[0]}: "
+            f"{len(missing)} of the {n} images in {folder / 'images.txt'} are missing, the first is {missing[0]}: "
             f"delete {folder} and run `make data-cub`"
         )
     return BirdListing(
@@ -75,7 +75,7 @@ def _table(path: Path) -> dict[str, str]:
     """Lines "number text", by number."""
     if not path.is_file():
         raise FileNotFoundError(
-            f"{path} is missing: the folder has to hold the files of {FOLDER} under their own names; `make data-cub`"
+            f"{path} is missing: the folder needs the files of {FOLDER} under their own names; run `make data-cub`"
         )
     table = dict(line.split(maxsplit=1) for line in path.read_text().splitlines() if len(line.split()) > 1)
     if not table:
@@ -84,7 +84,7 @@ def _table(path: Path) -> dict[str, str]:
 
 
 def _numbers(path: Path, keys: list[str], values: int) -> np.ndarray:
-    """Lines "key v1 .. v_values" for exactly these keys, whatever their order: (len(keys), values)."""
+    """Lines "key v1 .. v_values" for exactly these keys, in any order: (len(keys), values)."""
     if not path.is_file():
         _table(path)
     found: dict[str, list[str]] = {}
@@ -96,13 +96,13 @@ def _numbers(path: Path, keys: list[str], values: int) -> np.ndarray:
     except KeyError as error:
         raise ValueError(f"{path} has no line for {error.args[0]!r}: unpack the archive again") from None
     except ValueError as error:
-        raise ValueError(f"{path} holds something that is not a number ({error}): unpack the archive again") from None
+        raise ValueError(f"{path} holds a value that is not a number ({error}): unpack the archive again") from None
 
 
 def fetch_cub(root: Path) -> Path:
-    """The folder CUB_200_2011 below root/cub; the archive is downloaded, checked by sha256 and unpacked where needed.
+    """The folder CUB_200_2011 in root/cub; its archive is downloaded, checked by sha256 and unpacked if needed.
 
-    An archive that lies there already (root/cub/CUB_200_2011.tgz) is used.  Raises OSError or ValueError in one line.
+    An existing archive (root/cub/CUB_200_2011.tgz) is used.  Raises OSError or ValueError if that fails.
     """
     folder = root / "cub" / FOLDER
     if folder.is_dir():
@@ -114,7 +114,7 @@ def fetch_cub(root: Path) -> Path:
     if not archive.is_file():
         _download(archive, file, entry["mirrors"])
     elif sha256(archive) != file["sha256"]:
-        raise ValueError(f"{archive} is damaged (its sha256 is not the manifest's): delete it and run `make data-cub`")
+        raise ValueError(f"{archive} is damaged (its sha256 is wrong): delete it and run `make data-cub`")
     unpack(archive, folder)
     return folder
 
@@ -128,16 +128,16 @@ def _download(archive: Path, file: dict[str, Any], mirrors: list[str]) -> None:
         except OSError as error:
             log.info("%s", error)
     raise FileNotFoundError(
-        f"{archive} is missing, and {' nor '.join(mirrors)} did not give the right bytes: put the archive there "
-        f"yourself and run `make data-cub`, or train on synthetic birds with data=synthetic_birds"
+        f"{archive} is missing, and {' and '.join(mirrors)} did not provide it: put the archive there yourself and run "
+        f"`make data-cub`, or train on synthetic birds with data=synthetic_birds"
     )
 
 
 def unpack(archive: Path, folder: Path) -> None:
-    """Unpack what lies below folder.name in the archive to `folder`, which appears only once it is whole and read.
+    """Unpack the folder `folder.name` of the archive to `folder`, which appears only once it is complete and readable.
 
-    Raises ValueError, in one line and before anything is kept, on a member outside of the folder, on links and
-    devices, and on a damaged archive.
+    Raises ValueError, and keeps nothing, on a member outside the folder, on links and devices, and on a damaged
+    archive.
     """
     scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
@@ -145,7 +145,7 @@ def unpack(archive: Path, folder: Path) -> None:
             for member in tar:
                 place = PurePosixPath(member.name)
                 if place.is_absolute() or ".." in place.parts or not (member.isfile() or member.isdir()):
-                    raise ValueError(f"{archive} holds {member.name!r}, which is not a plain file inside it: not used")
+                    raise ValueError(f"{archive} holds {member.name!r}, which is not a plain file inside it: refused")
                 if place.parts[:1] == (folder.name,) and member.isfile():
                     target = scratch / place
                     target.parent.mkdir(parents=True, exist_ok=True)

@@ -1,8 +1,8 @@
-"""SVHN's format 1: `<split>.tar.gz` with `<split>/1.png ...` and `<split>/digitStruct.mat`, read and written.
+"""Reads and writes SVHN's format 1: `<split>.tar.gz` with `<split>/1.png ...` and `<split>/digitStruct.mat`.
 
-digitStruct.mat is a MATLAB 7.3 file, so HDF5: `digitStruct/name` and `digitStruct/bbox` (N, 1) hold references, one an
-image, to its file name as uint16 characters and to a group of `height`, `left`, `top`, `width`, `label`.  Each of
-these is (1, 1) with the value where the image shows one digit, else (n, 1) with references to n such values.
+digitStruct.mat is a MATLAB 7.3 file, that is HDF5.  `digitStruct/name` and `digitStruct/bbox` (N, 1) hold one reference
+per image: to its file name as uint16 characters, and to a group of `height`, `left`, `top`, `width`, `label`.  Each of
+these is (1, 1) with the value if the image shows one digit, else (n, 1) with references to n such values.
 """
 
 import tarfile
@@ -25,16 +25,16 @@ FIELDS = ("left", "top", "width", "height", "label")
 
 
 class Number(NamedTuple):
-    """A house number: its file, and for each digit a row (left, top, width, height, label) in px; label 10 is a 0."""
+    """A house number: its file, and one row per digit (left, top, width, height, label), in px; label 10 is a 0."""
 
     name: str
     digits: np.ndarray
 
 
 def read(path: Path, progress: bool = True) -> list[Number]:
-    """Every record of a digitStruct.mat, in the file's order, read by all cores.
+    """Every record of a digitStruct.mat, in the file's order, read on all cores.
 
-    Raises ValueError, in one line, where it is no such file.
+    Raises ValueError if the file is something else or damaged.
     """
     try:
         with h5py.File(path, "r") as file:
@@ -50,22 +50,22 @@ def read(path: Path, progress: bool = True) -> list[Number]:
                     bar.update(len(numbers))
         return found
     except (OSError, KeyError, ValueError, TypeError, RuntimeError, AttributeError) as error:
-        # no fault of the file: the processes import the script that was started, and so come here themselves
+        # not the file's fault: the processes import the script that was started, which calls this function again
         if isinstance(error, BrokenProcessPool) or "bootstrapping phase" in str(error):
             raise ValueError(
-                f"{path} has more than {PART} records, which processes read: "
-                'call this below `if __name__ == "__main__":` of your script, with memory for all cores'
+                f"{path} has more than {PART} records, which are read by several processes: call this under "
+                '`if __name__ == "__main__":` in your script, with memory for all cores'
             ) from None
         raise ValueError(
-            f"{path} is not a digitStruct.mat, or is damaged ({one_line(error)}): fetch its archive again"
+            f"{path} is not a digitStruct.mat or is damaged ({one_line(error)}): fetch its archive again"
         ) from None
 
 
-PART = 5000  # records that one process reads at a time
+PART = 5000  # records that a process reads at a time
 
 
 def _part(part: tuple[Path, int, int]) -> list[Number]:
-    """Records start to stop, through h5py's low-level objects: the high-level ones take five times as long."""
+    """Records start to stop, with h5py's low-level API: the high-level one takes five times as long."""
     path, start, stop = part
     with h5py.File(path, "r") as file:
         names, boxes = (np.asarray(file["digitStruct"][key][start:stop]).ravel() for key in ("name", "bbox"))
@@ -100,7 +100,7 @@ def _digits(reference: h5py.Reference, file: h5py.h5f.FileID) -> np.ndarray:
 
 
 def write(path: Path, numbers: Iterable[Number]) -> None:
-    """A digitStruct.mat as MATLAB would write it."""
+    """Write a digitStruct.mat as MATLAB would."""
     with h5py.File(path, "w", userblock_size=512) as file:
         heap, struct = file.create_group("#refs#"), file.create_group("digitStruct")
         struct.attrs["MATLAB_class"] = np.bytes_("struct")
@@ -119,15 +119,14 @@ def write(path: Path, numbers: Iterable[Number]) -> None:
             boxes.append(group.ref)
         for key, references in (("name", names), ("bbox", boxes)):
             struct.create_dataset(key, data=np.array(references, dtype=object)[:, None], dtype=h5py.ref_dtype)
-    with open(path, "r+b") as raw:  # the user block says what it is
+    with open(path, "r+b") as raw:  # the user block names the format
         raw.write(b"MATLAB 7.3 MAT-file, HDF5 schema 1.00 .".ljust(124) + b"\x00\x02IM")
 
 
 def members(archive: Path) -> Iterator[tuple[str, tarfile.TarFile, tarfile.TarInfo]]:
-    """The files of `<split>.tar.gz` as (name without its folder, archive, member), in its order, one pass, none
-    extracted by path.
+    """The files of `<split>.tar.gz` as (name without folder, archive, member), in order, in one pass.
 
-    Raises ValueError, in one line, on a name outside of the archive's own folder and on a damaged archive.
+    No file is extracted by path.  Raises ValueError on a name outside the folder <split> and on a damaged archive.
     """
     split = archive.name.removesuffix(".tar.gz")
     try:

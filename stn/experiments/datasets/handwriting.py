@@ -1,7 +1,7 @@
-"""A photograph of one handwritten digit, made into what MNIST's digits are.
+"""Turns a photograph of one handwritten digit into an image like MNIST's.
 
-White ink on black, the longer side of its box 20 px, its centre of mass in the middle of 28 x 28.  The file
-docs/demo/handwriting.js does the same in a browser: what is changed here is changed there.
+White ink on black, the longer side of its box 20 px, its centre of mass at the centre of 28 x 28.  The file
+docs/demo/handwriting.js does the same in a browser: change both together.
 """
 
 from dataclasses import dataclass
@@ -14,22 +14,22 @@ from jaxtyping import Bool, Float, UInt8
 from PIL import Image, ImageOps
 from torch import Tensor
 
-WORK_PX = 320  # longer side of the photograph that is looked at
+WORK_PX = 320  # the photograph is reduced to this longer side
 PAPER = 0.25  # of the longer side: wider than a stroke, narrower than a shadow
-FAINT = 0.08  # ink that takes less than this share of the paper's light is none
-NOISE = 6  # and so is what stands out of the paper by less than so many standard deviations
+FAINT = 0.08  # ink has to absorb more than this share of the paper's light
+NOISE = 6  # and to differ from the paper by more than this number of standard deviations
 EDGE = 0.4  # where a stroke ends, as a share of the darkest ink
-GAP = 0.12  # strokes belong together across a gap of this share of the largest one, and where their boxes overlap
-OTHER = 0.5  # what is half as long as the digit is another one, what is smaller a speck
-SMALLEST = 1 / 16  # of the longer side: a digit inside is preferred to what the photograph's border cuts
+GAP = 0.12  # strokes belong together if their gap is at most this share of the largest one, or their boxes overlap
+OTHER = 0.5  # a shape at least this share as long as the digit is another digit, a smaller one a speck
+SMALLEST = 1 / 16  # of the longer side: a digit of that size inside is preferred to a shape cut by the border
 DIGIT_PX, BOX_PX = 28, 20  # MNIST's
-STROKE_PX = 2.2  # a thinner pen is made so wide, in pixels of MNIST; its own have 2 to 4
+STROKE_PX = 2.2  # thinner strokes are widened to this, in pixels of MNIST, whose own have 2 to 4
 Grey = Float[np.ndarray, "h w"]
 
 
 @dataclass(frozen=True)
 class Found:
-    """`digit` as in MNIST, the `box` (x0, y0, x1, y1) it was cut from, in shares of the photograph, what was done."""
+    """`digit` as in MNIST, its `box` (x0, y0, x1, y1) as shares of the photograph, and what was `done` to it."""
 
     digit: UInt8[np.ndarray, "28 28"]
     box: tuple[float, float, float, float]
@@ -37,7 +37,7 @@ class Found:
 
 
 def find(image: Image.Image) -> Found:
-    """The one digit of a photograph.  Raises ValueError, in one line, where there is none or more than one."""
+    """The one digit of a photograph.  Raises ValueError if there is none or more than one."""
     grey = _grey(image)
     ink, bright = _ink(grey)
     mask, box = _one_digit(ink)
@@ -47,19 +47,19 @@ def find(image: Image.Image) -> Found:
     done = [f"{image.width} x {image.height} {image.mode}", f"{'bright' if bright else 'dark'} ink under even light",
             f"{100 * max((x1 - x0) / w, (y1 - y0) / h):.0f} % of the picture scaled to {BOX_PX} px"]  # fmt: skip
     if thin:
-        done.append("its thin stroke widened")
+        done.append("thin stroke widened")
     return Found(digit, (x0 / w, y0 / h, x1 / w, y1 / h), ", ".join(done))
 
 
 def placed(digit: UInt8[np.ndarray, "28 28"], canvas_px: int) -> Float[Tensor, "1 s s"]:
-    """The digit in the middle of a canvas, in [0, 1], where an undistorted one lies in the data of a network."""
+    """The digit at the centre of a canvas, in [0, 1], like an undistorted digit in the network's data."""
     before = (canvas_px - DIGIT_PX) // 2
     after = canvas_px - DIGIT_PX - before
     return F.pad(torch.from_numpy(digit)[None].float() / 255, (before, after, before, after))
 
 
 def _grey(image: Image.Image) -> Grey:
-    """Upright, transparent parts white, in [0, 1], with a longer side of WORK_PX."""
+    """The photograph upright, in grey levels of [0, 1], transparent parts white, with a longer side of WORK_PX."""
     image = ImageOps.exif_transpose(image)
     if image.mode in ("RGBA", "LA", "PA", "P"):
         image = image.convert("RGBA")
@@ -76,10 +76,10 @@ def _grey(image: Image.Image) -> Grey:
 
 
 def _ink(grey: Grey) -> tuple[Grey, bool]:
-    """The share of the paper's light that each pixel lacks, 0 for most paper; and whether the ink is brighter than it.
+    """The share of the paper's light that each pixel lacks, 0 for most paper; and whether the ink is bright.
 
-    The paper is what a closing leaves: shadows are wider than its square, strokes are narrower.  What differs more from
-    its surroundings, the few, is ink.
+    Ink is bright if the deviations from the local mean are skewed to the bright side.  A morphological closing gives
+    the paper, since shadows are wider than its square and strokes are narrower.
     """
     side = round(PAPER * max(grey.shape))
     apart = grey - cv2.blur(grey, (2 * side + 1, 2 * side + 1))
@@ -91,12 +91,12 @@ def _ink(grey: Grey) -> tuple[Grey, bool]:
 
 
 def _one_digit(ink: Grey) -> tuple[Bool[np.ndarray, "h w"], tuple[int, int, int, int]]:
-    """Where the digit's ink is, and its box."""
+    """The mask of the digit's ink, and its box."""
     brighter, peak = np.quantile(ink, (0.25, 0.999))
-    sigma = -brighter / 0.674  # of the paper alone, whose quartile this is
+    sigma = -brighter / 0.674  # of the paper alone: this is its quartile
     if peak < max(FAINT, NOISE * sigma):
-        raise ValueError(f"no ink can be seen in it, its darkest parts take {100 * peak:.0f} % of the paper's light: "
-                         "give a digit in a dark pen on bright paper, in focus")  # fmt: skip
+        raise ValueError(f"no ink is visible in it, its darkest parts absorb {100 * peak:.0f} % of the paper's light: "
+                         "use a dark pen on bright paper, in focus")  # fmt: skip
     mask = (ink > EDGE * peak).astype(np.uint8)
     longest = cv2.connectedComponentsWithStats(mask)[2][1:, 2:4].max()
     reach = 2 * round(GAP * longest / 2) + 1
@@ -115,14 +115,14 @@ def _one_digit(ink: Grey) -> tuple[Bool[np.ndarray, "h w"], tuple[int, int, int,
     x0, y0, x1, y1 = boxes[largest]
     mine = [n for n in chosen if boxes[n][0] < x1 and boxes[n][2] > x0 and boxes[n][1] < y1 and boxes[n][3] > y0]
     if others := sum(size[n] >= OTHER * size[largest] for n in chosen if n not in mine):
-        raise ValueError(f"{others + 1} separate figures are in it: crop it to one digit")
+        raise ValueError(f"it shows {others + 1} separate figures: crop it to one digit")
     corners = np.array([boxes[n] for n in mine])
     box = (*corners[:, :2].min(0).tolist(), *corners[:, 2:].max(0).tolist())
     return np.isin(joined, mine), box
 
 
 def _as_mnist(ink: Grey, mask: Bool[np.ndarray, "h w"], box: tuple[int, int, int, int]) -> tuple[np.ndarray, bool]:
-    """The digit of this ink in 28 x 28, and whether its stroke was widened for it."""
+    """The digit of this ink as 28 x 28 px, and whether its stroke was widened."""
     x0, y0, x1, y1 = box
     scale = BOX_PX / max(x1 - x0, y1 - y0)
     edge = mask & (cv2.erode(mask.astype(np.uint8), np.ones((3, 3), np.uint8)) == 0)

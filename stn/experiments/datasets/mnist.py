@@ -1,4 +1,4 @@
-"""Distorted MNIST (Sect. 4.1): digits in memory, fresh distortions for training, one frozen distorted test set."""
+"""Distorted MNIST (Sect. 4.1): digits in memory, new distortions for every training batch, one frozen test set."""
 
 import hashlib
 from collections.abc import Iterator, Mapping
@@ -15,12 +15,12 @@ from stn.experiments.datasets.fetch import fetch
 
 REVISION = 1  # raise it when a change alters an image, a label or how they are drawn
 TEST_SEED = 20150605  # of the frozen test sets: the day of the paper's first version
-VALID, VALID_SEED = 5000, 20150605  # training digits that choices are made on
+VALID, VALID_SEED = 5000, 20150605  # training digits for choosing settings
 Digits = tuple[UInt8[Tensor, "_ 28 28"], Int[Tensor, " _"]]
 
 
 def load_digits(root: str | Path, split: str) -> Digits:
-    """The images and labels of MNIST's `split`, train (60,000) or t10k (10,000), fetched and checked first."""
+    """The images and labels of MNIST's `split`, train (60,000) or t10k (10,000), fetched if needed and checked."""
     from torchvision.datasets.mnist import read_image_file, read_label_file  # takes a second to load
 
     paths = fetch("mnist", Path(root))
@@ -31,10 +31,10 @@ def load_digits(root: str | Path, split: str) -> Digits:
 
 
 def split_digits(root: str | Path, test_split: str) -> tuple[Digits, Digits]:
-    """The digits to train on and those to test on, each images and labels.
+    """The digits for training and those for testing, each as images and labels.
 
-    With `test_split` "test" all 60,000 training digits and the 10,000 of the test; with "valid" a frozen choice of
-    5,000 training digits stands in for the test, and the other 55,000 are trained on.
+    With `test_split` "test" these are the 60,000 training digits and the 10,000 test digits.  With "valid" a fixed
+    5,000 of the training digits replace the test set, and the other 55,000 are for training.
     """
     check_split(test_split)
     images, labels = load_digits(root, "train")
@@ -46,21 +46,21 @@ def split_digits(root: str | Path, test_split: str) -> tuple[Digits, Digits]:
 
 
 def check_split(test_split: Any) -> None:
-    """Raise ValueError unless it is test or valid."""
+    """Raise ValueError unless it is "test" or "valid"."""
     if not isinstance(test_split, str) or test_split not in ("test", "valid"):
         raise ValueError(f"unknown data.test_split={test_split!r}: choose test or valid")
 
 
 def checksum(*tensors: Tensor) -> str:
-    """The sha256 of the tensors' values, one tensor after the other, in hexadecimal."""
+    """The sha256 of the values of these tensors, in order, in hexadecimal."""
     return hashlib.sha256(b"".join(tensor.cpu().numpy().tobytes() for tensor in tensors)).hexdigest()
 
 
 class DistortedMnist:
-    """MNIST under one distortion: `batch` draws fresh training examples, `test` is the frozen test set.
+    """MNIST under one distortion: `batch` draws new training examples, `test` is the frozen test set.
 
-    `distortion` is an object, or the config that `distortions.build` makes one of; `test_split` that of `split_digits`.
-    Everything lives on one device (`to`), the digits as uint8.  `in_shape` is (1, S, S), `classes` 10.
+    `distortion` is an object, or a config for `distortions.build`; `test_split` is that of `split_digits`.  All data
+    are uint8 on one device (`to`).  `in_shape` is (1, S, S), `classes` 10.
     """
 
     classes = 10
@@ -75,14 +75,14 @@ class DistortedMnist:
 
     @staticmethod
     def shape(distortion: Any, test_split: Any = "test") -> tuple[int, int, int]:
-        """`in_shape`, without reading a file.  Raises ValueError on values that there are no images for."""
+        """`in_shape`, without reading a file.  Raises ValueError on invalid values."""
         check_split(test_split)
         side_px = build(distortion).canvas_px
         return 1, side_px, side_px
 
     @staticmethod
     def ensure(root: str | Path, **settings: Any) -> None:
-        """Fetch and check the files.  Raises OSError, in one line, where that fails."""
+        """Fetch and check the files.  Raises OSError if that fails."""
         fetch("mnist", Path(root))
 
     def to(self, device: torch.device) -> None:
@@ -90,7 +90,7 @@ class DistortedMnist:
         self.digits, self.labels = self.digits.to(device), self.labels.to(device)
 
     def batch(self, n: int, generator: Generator) -> tuple[Float[Tensor, "b 1 s s"], Int[Tensor, " b"]]:
-        """n training examples, drawn with replacement and freshly distorted, on the generator's device."""
+        """n training examples, drawn with replacement and newly distorted, on the generator's device."""
         index = torch.randint(len(self.digits), (n,), generator=generator, device=generator.device)
         return self.distortion.apply(self.digits, index, generator), self.labels[index]
 

@@ -1,6 +1,6 @@
-"""Photographs on the disk: cropped and mirrored afresh for training, the crop in the middle for the test.
+"""Photographs on disk: random crops and flips for training, the central crop for the test.
 
-A data set of photographs is a `Listing` of its files; `class_folders` makes one of the usual folders.
+A data set of photographs is a `Listing` of its files; `class_folders` makes one from the usual folders.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ from torch import Generator, Tensor
 
 from stn.experiments.errors import one_line
 
-RESIZED = 256 / 224  # the image's shorter side in sides of the crop
+RESIZED = 256 / 224  # the image's shorter side over the crop's side
 TEST_BATCH = 32
 LARGEST_PX = 4096  # side of a crop
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
@@ -31,7 +31,7 @@ Points = Float[np.ndarray, "p 2"]  # (x, y): in px of a whole image, or in a cro
 
 @dataclass(frozen=True)
 class Listing:
-    """n images: their files, their names (which checksums are over), their labels from 0, which are for training."""
+    """n images: files, names (part of the checksums), labels from 0, and which of them are for training."""
 
     paths: list[Path]
     names: list[str]
@@ -43,7 +43,7 @@ class Listing:
 def class_folders(folder: Path) -> Listing:
     """The images folder/train/<class>/* and folder/test/<class>/*, classes and images sorted by name.
 
-    Raises FileNotFoundError or ValueError, in one line, where there are none and where a class is in test/ alone.
+    Raises FileNotFoundError if there are none, and ValueError if a class is only in test/.
     """
     places = {half: folder / half for half in ("train", "test")}
     found = {
@@ -64,18 +64,18 @@ def class_folders(folder: Path) -> Listing:
 
 
 def decode(data: bytes) -> Image.Image:
-    """The whole image in the bytes of an image file.  Raises ValueError, which says why it cannot be read."""
+    """The image in the bytes of an image file.  Raises ValueError with the reason if it cannot be read completely."""
     try:
         image = Image.open(io.BytesIO(data))
         image.load()
-    except Exception as error:  # Pillow's decoders meet arbitrary bytes, and raise whatever they lead to
+    except Exception as error:  # on arbitrary bytes, Pillow's decoders may raise anything
         unknown = isinstance(error, UnidentifiedImageError)
-        raise ValueError("no image of a known kind" if unknown else one_line(error)) from None
+        raise ValueError("not an image of a known format" if unknown else one_line(error)) from None
     return image
 
 
 def load(path: Path) -> Photo:
-    """The whole image as RGB.  Raises ValueError, in one line, where its bytes are damaged or cut off."""
+    """The image as RGB.  Raises ValueError if the file is damaged or cut off."""
     try:
         return np.asarray(decode(path.read_bytes()).convert("RGB"))
     except ValueError as error:
@@ -83,10 +83,10 @@ def load(path: Path) -> Photo:
 
 
 class Cropper(threading.local):
-    """Shorter side to 256/224 of the crop's, then a random crop and flip, or the crop in the middle.
+    """Resizes the shorter side to 256/224 of the crop's, then takes a random crop and flip, or the central crop.
 
-    Points of the whole image come along to where they are in the crop, up to a pixel: a flip is about pixels' centres.
-    One of its own per thread, since albumentations keeps its random state in the pipeline.
+    Points of the whole image are mapped to the crop, accurate to a pixel, since flips are about pixel centres.  Every
+    thread has its own cropper, since albumentations keeps its random state in the pipeline.
     """
 
     def __init__(self, side_px: int):
@@ -94,7 +94,7 @@ class Cropper(threading.local):
         import albumentations as A
         import cv2
 
-        cv2.setNumThreads(0)  # the threads are ours: one image each
+        cv2.setNumThreads(0)  # we start the threads: one image each
         resized = A.SmallestMaxSize(round(side_px * RESIZED), interpolation=cv2.INTER_AREA)
         points = A.KeypointParams(format="xy", remove_invisible=False)
         self.random = A.Compose(
@@ -116,16 +116,16 @@ class Cropper(threading.local):
 
 
 class Photos:
-    """Photographs in crops of size_px / shrink: drawn at random in a `batch`, from the middle in `test_batches`.
+    """Photographs in crops of size_px / shrink: random ones in a `batch`, central ones in `test_batches`.
 
-    Images are float in [0, 1].  Threads prepare one batch ahead of the network; neither their number nor their order
-    changes a bit of it.
+    Images are float in [0, 1].  Threads prepare one batch ahead of the network; their number and order do not change a
+    bit of it.
     """
 
-    classes: int = 1  # the listing says how many
+    classes: int = 1  # replaced by the number in the listing
     synthetic = False
     on_device = False
-    points: Float[np.ndarray, "n p 2"]  # of every image, in px; they follow the crops
+    points: Float[np.ndarray, "n p 2"]  # of every image, in px; cropped with it
 
     def __init__(self, listing: Listing, size_px: int, shrink: int | float = 1.0):
         self.in_shape = Photos.shape(size_px, shrink)
@@ -142,23 +142,23 @@ class Photos:
 
     @staticmethod
     def shape(size_px: Any, shrink: Any = 1.0, **settings: Any) -> tuple[int, int, int]:
-        """`in_shape`, without reading a file.  Raises ValueError on values that there are no crops for."""
+        """`in_shape`, without reading a file.  Raises ValueError on invalid values."""
         for key, value, kinds in (("size_px", size_px, (int,)), ("shrink", shrink, (int, float))):
             if type(value) not in kinds:
                 raise ValueError(f"data.{key}={value!r} has to be a {'whole ' * (key == 'size_px')}number")
         side_px = round(size_px / shrink) if shrink > 0 and size_px / shrink <= LARGEST_PX else 0
         if side_px < 1:
             raise ValueError(
-                f"data.size_px={size_px} over data.shrink={shrink} has to be a side of 1 px or more, up to {LARGEST_PX}"
+                f"data.size_px={size_px} / data.shrink={shrink} has to be a side of 1 px or more, up to {LARGEST_PX}"
             )
         return 3, side_px, side_px
 
     @staticmethod
     def ensure(root: str | Path, **settings: Any) -> None:
-        """Fetch or draw the files.  These are there already, or the constructor says what is missing."""
+        """Nothing to fetch: if files are missing, the constructor says which."""
 
     def to(self, device: torch.device) -> None:
-        """Nothing: the files stay on the disk, and `batch` puts each batch on its generator's device."""
+        """Does nothing: the files stay on disk, and `batch` puts each batch on its generator's device."""
 
     def batch(self, n: int, generator: Generator) -> tuple[Float[Tensor, "b c s s"], Int[Tensor, " b"]]:
         """n training examples, drawn with replacement, cropped and mirrored at random, on the generator's device."""
@@ -180,7 +180,7 @@ class Photos:
         return photos, torch.from_numpy(self.listing.labels[index]).to(generator.device)
 
     def test_batches(self) -> Iterator[tuple[Float[Tensor, "b c s s"], Any]]:
-        """The test set in its order, each batch with its `target`."""
+        """The test set in order, each batch with its `target`."""
         following: list[Future] = []
         for start in [*range(0, len(self.test), TEST_BATCH), len(self.test)]:
             running, following = following, [
@@ -192,15 +192,15 @@ class Photos:
                 yield self.input(u, points), self.target(slice(start - len(running), start), points)
 
     def input(self, u: Float[Tensor, "b 3 s s"], points: Float[Tensor, "b p 2"]) -> Float[Tensor, "b c s s"]:
-        """What the network sees of these crops and their points: the crops."""
+        """The network's input for these crops and their points: the crops."""
         return u
 
     def target(self, part: slice, points: Float[Tensor, "b p 2"]) -> Any:
-        """What the objective's test reads of this part of the test set, in whose crops these points are."""
+        """The test target for this part of the test set, whose crops have these points."""
         return torch.from_numpy(self.listing.labels[self.test[part]])
 
     def checksums(self) -> dict[str, str]:
-        """sha256 over names, labels and bytes of the images of each half, for the record."""
+        """sha256 over names, labels and bytes of the training and of the test images, for the record."""
         sums = {}
         for name, half in (("train", self.train), ("test", self.test)):
             digest = hashlib.sha256()

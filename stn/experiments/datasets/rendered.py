@@ -1,7 +1,7 @@
 """Rendered house numbers in SVHN's format 1: synthetic data for a machine that cannot reach SVHN, never called SVHN.
 
-Numbers of 1 to 5 digits, their lengths as frequent as in SVHN's training set, in some 200 fonts (FONT_PACKAGES), on
-textured walls, with digits of other numbers around them, under perspective, blur, noise and JPEG.
+Numbers of 1 to 5 digits, with the frequencies of lengths in SVHN's training set, in some 200 fonts (FONT_PACKAGES), on
+textured walls, with digits of other numbers around them, under perspective, blur, noise and JPEG compression.
 """
 
 import io
@@ -24,7 +24,7 @@ from stn.experiments.datasets.digitstruct import Number, write
 from stn.experiments.errors import writing
 
 COUNTS = {"train": 26_000, "test": 4_000}
-LENGTHS = (5137, 18130, 8691, 1434, 9)  # numbers of 1 to 5 digits in SVHN's training set
+LENGTHS = (5137, 18130, 8691, 1434, 9)  # how many numbers of 1 to 5 digits SVHN's training set has
 FONT_PACKAGES = (
     "font_amatic_sc", "font_caladea", "font_fjallaone", "font_fredoka_one", "font_hanken_grotesk", "font_intuitive",
     "font_lato", "font_manrope", "font_rhd", "font_roboto", "font_source_sans_pro", "font_source_serif_pro",
@@ -34,7 +34,7 @@ FONT_PACKAGES = (
 
 @cache
 def fonts() -> list[Path]:
-    """The font files of FONT_PACKAGES that draw ten different digits."""
+    """The font files of FONT_PACKAGES with ten different digits."""
     files: list[Path] = []
     for package in FONT_PACKAGES:
         spec = find_spec(package)
@@ -85,7 +85,7 @@ def _background(rng: np.random.Generator, h: int, w: int) -> np.ndarray:
 def _write_digits(
     rng: np.random.Generator, mask: Image.Image, text: str, font: int, size: int, x: float, y: float, gap: float
 ) -> list[tuple[float, float, float, float]]:
-    """Draw text digit by digit from x on, the middle of its digits at y; the box of each: left, top, right, bottom."""
+    """Draw text digit by digit from x on, centred on y; return the box of each digit: left, top, right, bottom."""
     pen, face, boxes = ImageDraw.Draw(mask), _font(font, size), []
     slope = rng.normal(0, 0.06)
     for digit in text:
@@ -99,7 +99,7 @@ def _write_digits(
 
 
 def _colour(rng: np.random.Generator, wall: np.ndarray) -> np.ndarray:
-    """A colour that stands off the wall's mean by 40 to 150 grey levels, to the side where there is room."""
+    """A colour 40 to 150 grey levels from the wall's mean, towards the side with more room."""
     mean = wall.mean((0, 1)).clip(0, 255)
     contrast = rng.uniform(40, 150) * (1 if mean.mean() < rng.uniform(100, 155) else -1)
     return np.clip(mean + contrast + rng.normal(0, 20, 3), 0, 255)
@@ -111,7 +111,7 @@ def _paint(wall: np.ndarray, mask: Image.Image, colour: np.ndarray, opacity: flo
 
 
 def render(seed: int, split: str, index: int) -> tuple[bytes, np.ndarray]:
-    """Image `index` of a split as PNG, and its digits as in `Number`."""
+    """Image `index` of a split as PNG, and the rows of its digits as in `Number`."""
     rng = np.random.default_rng([seed, sorted(COUNTS).index(split), index])
     length = int(rng.choice(5, p=np.array(LENGTHS) / sum(LENGTHS))) + 1
     text = "".join(map(str, rng.integers(0, 10, length)))
@@ -148,7 +148,7 @@ def render(seed: int, split: str, index: int) -> tuple[bytes, np.ndarray]:
         picture = _paint(picture, Image.fromarray(np.roll(np.asarray(ink), shift, (1, 0))), np.zeros(3), 0.5)
     picture = _paint(picture, ink, colour, rng.uniform(0.75, 1))
 
-    # seen from the side: the corners of the picture move by up to 12 % of its height
+    # perspective: the corners of the picture move by up to 12 % of its height
     corners = np.array([[0, 0], [w, 0], [w, h], [0, h]], np.float32)
     view = cv2.getPerspectiveTransform(corners, corners + rng.uniform(-0.12, 0.12, (4, 2)).astype(np.float32) * h)
     picture = cv2.warpPerspective(picture, view, (w, h), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
@@ -160,7 +160,7 @@ def render(seed: int, split: str, index: int) -> tuple[bytes, np.ndarray]:
     ])  # fmt: skip
     seen = np.clip(np.round(seen), 0, [w - 2, h - 2, w, h])
 
-    # the camera: far away (few pixels), blurred, noisy, compressed
+    # camera: far away (few pixels), blur, noise, compression
     zoom = rng.uniform(0.45, 1.0)
     picture = cv2.GaussianBlur(picture, (0, 0), rng.uniform(0.3, 1.8))
     w, h = max(8, int(w * zoom)), max(8, int(h * zoom))
@@ -182,12 +182,12 @@ def _one(job: tuple[int, str, int]) -> tuple[bytes, np.ndarray]:
 
 
 def archive(folder: Path, split: str, n: int, seed: int = 0) -> Path:
-    """Write n rendered numbers as folder/<split>.tar.gz; it appears under its name only when it is whole."""
+    """Write n rendered numbers as folder/<split>.tar.gz, which appears under its name only when complete."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{split}.tar.gz"
     scratch, mat = (
         folder / f".{split}.{os.getpid()}.{kind}" for kind in ("tar.gz", "mat")
-    )  # one's own, with two at it
+    )  # two processes at a time each write their own
     numbers = []
     try:
         with writing(path), tarfile.open(scratch, "w:gz", compresslevel=1) as tar:
@@ -205,7 +205,7 @@ def archive(folder: Path, split: str, n: int, seed: int = 0) -> Path:
 
 def _rendered(seed: int, split: str, n: int) -> Iterator[tuple[bytes, np.ndarray]]:
     jobs = ((seed, split, i) for i in range(n))
-    if n < 200:  # a pool costs more
+    if n < 200:  # a process pool would cost more
         yield from map(_one, jobs)
         return
     with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:

@@ -1,7 +1,8 @@
-"""Street View House Numbers (Sect. 4.2, A.5) from format 1: cropped once into a store that training reads as it is.
+"""Street View House Numbers (Sect. 4.2, A.5) from format 1: cropped once into a store that training reads.
 
-`<folder>/<size>px/` is a whole store or not there: `train.npy`, `valid.npy`, `test.npy` (N, S, S, 3) uint8, their
-labels (N, 5) uint8, the digits 0 to 9 and NULL after the last, and `index.json` with counts and the sha256 of each.
+The store `<folder>/<size>px/` is complete or does not exist.  It holds `train.npy`, `valid.npy` and `test.npy`
+(N, S, S, 3) uint8, their labels (N, 5) uint8 (the digits 0 to 9, then NULL), and `index.json` with counts and the
+sha256 of each file.
 """
 
 import json
@@ -28,22 +29,22 @@ from stn.experiments.results.checks import parsed
 from stn.experiments.rules import require, whole
 
 REVISION = 1  # raise it when a change alters an image, a label or how they are drawn
-PLACES = 5  # digits at most; longer numbers are dropped
-NULL = 10  # the class after the last digit
-GROWN = 1.3  # the union of the digits' boxes, width and height each (C)
+PLACES = 5  # most digits of a number; longer numbers are dropped
+NULL = 10  # the class of the places after the last digit
+GROWN = 1.3  # factor for width and height of the union of the digits' boxes (C)
 BASE_PX = 64  # a crop of 64 px shows the grown box, one of 128 px twice its width and height
 VALID, VALID_SEED = 5000, 20150605
 STORED = {"train": "train", "extra": "train", "test": "test"}  # archive -> split; valid is taken from train
-SAVE_EVERY = 2000  # images between two notes of how far a preparation has come
+SAVE_EVERY = 2000  # images between two saves of a preparation's progress
 
 
 def text(label: Tensor) -> str:
-    """The number that a label (5,) stands for."""
+    """The number of a label (5,)."""
     return "".join(str(digit) for digit in label.tolist() if digit != NULL)
 
 
 def label(number: Number) -> np.ndarray:
-    """(5,) uint8: the digits, then NULL.  Raises ValueError on a label that is none of 1 to 10."""
+    """(5,) uint8: the digits, then NULL.  Raises ValueError on a label outside 1 to 10."""
     digits = number.digits[:, 4]
     if bad := sorted(set(digits.tolist()) - set(range(1, 11))):
         raise ValueError(f"digitStruct.mat gives {number.name} the label {bad[0]:g}: SVHN's are 1 to 9, and 10 for 0")
@@ -51,7 +52,7 @@ def label(number: Number) -> np.ndarray:
 
 
 def window(number: Number, size_px: int) -> tuple[float, float, float, float]:
-    """left, top, right, bottom of a crop of size_px, in px: the union of the boxes, grown about its middle."""
+    """left, top, right, bottom of a crop of size_px, in px: the union of the boxes, grown about its centre."""
     left, top, width, height = number.digits[:, :4].T
     x0, y0, x1, y1 = left.min(), top.min(), (left + width).max(), (top + height).max()
     half_w, half_h = (x1 - x0) / 2 * GROWN * size_px / BASE_PX, (y1 - y0) / 2 * GROWN * size_px / BASE_PX
@@ -60,32 +61,32 @@ def window(number: Number, size_px: int) -> tuple[float, float, float, float]:
 
 
 def number_side(size_px: int) -> float:
-    """The side of the number's box, a square in the middle of every crop, as a part of the crop's; up to rounding."""
+    """The side of the number's box, a square at the centre of every crop, over the crop's side; up to rounding."""
     return BASE_PX / (GROWN * size_px)
 
 
 def crop(png: bytes, number: Number, size_px: int) -> UInt8[np.ndarray, "s s 3"]:
-    """The crop of a number out of its picture, black beyond the edges.
+    """The crop of a number from its picture, black beyond the edges.
 
-    Raises ValueError, in one line, on a picture that cannot be read and on a number outside of it.
+    Raises ValueError on a picture that cannot be read and on a number outside it.
     """
     try:
         picture = decode(png).convert("RGB")
     except ValueError as error:
-        raise ValueError(f"{number.name} is not a whole picture ({error}): fetch its archive again") from None
+        raise ValueError(f"{number.name} is not a complete picture ({error}): fetch its archive again") from None
     box = window(number, size_px)
     if box[2] <= box[0] or box[3] <= box[1]:
         raise ValueError(f"digitStruct.mat gives {number.name} a box without an area")
     inside = window(number, BASE_PX)
     if inside[2] <= 0 or inside[3] <= 0 or inside[0] >= picture.width or inside[1] >= picture.height:
-        raise ValueError(f"digitStruct.mat puts the number of {number.name} outside of its picture {picture.size}")
+        raise ValueError(f"digitStruct.mat puts the number of {number.name} outside its picture {picture.size}")
     x0, y0, x1, y1 = (round(edge) for edge in box)  # whole pixels; PIL fills with black beyond the picture
     cut = picture.crop((x0, y0, max(x1, x0 + 1), max(y1, y0 + 1)))
     return np.asarray(cut.resize((size_px, size_px), Image.Resampling.BILINEAR, reducing_gap=None))
 
 
 def read_numbers(folder: Path, split: str) -> tuple[list[Number], int]:
-    """The numbers of 1 to 5 digits in folder/<split>.tar.gz, and how many were dropped; parsed once, then kept."""
+    """The numbers of 1 to 5 digits in folder/<split>.tar.gz, and how many were dropped; parsed once, then cached."""
     archive, kept = folder / f"{split}.tar.gz", folder / f"{split}.npz"
     if kept.exists():
         with np.load(kept) as file:
@@ -125,7 +126,7 @@ def read_numbers(folder: Path, split: str) -> tuple[list[Number], int]:
 
 
 def rows(numbers: dict[str, list[Number]]) -> dict[str, list[tuple[str, int]]]:
-    """For every number of every archive its split and its row there; 5k of train (C), drawn once for all, are valid."""
+    """The split of every number of every archive, and its row there; a fixed 5k of train are valid (C)."""
     n = len(numbers["train"])
     valid = set(np.random.default_rng(VALID_SEED).permutation(n)[: min(VALID, n // 4)].tolist())
     filled = dict.fromkeys(("train", "valid", "test"), 0)
@@ -140,10 +141,10 @@ def rows(numbers: dict[str, list[Number]]) -> dict[str, list[tuple[str, int]]]:
 
 
 def prepare(folder: Path, size_px: int, counts: dict[str, int | None]) -> Path:
-    """The store of crops of size_px from folder/<archive>.tar.gz, each archive in `counts`; goes on where it stopped.
+    """Make the store of crops of size_px from folder/<archive>.tar.gz for each archive in `counts`; return its folder.
 
-    `counts` says how many numbers an archive has, None where that is not known.  Raises ValueError or OSError, in one
-    line; what is there of the store then is called <size>px.partial.
+    `counts` holds the number of images of each archive, None if unknown.  Raises ValueError or OSError if that fails.
+    The unfinished store is called <size>px.partial, and the next call continues it.
     """
     store, partial = folder / f"{size_px}px", folder / f"{size_px}px.partial"
     if store.exists():
@@ -204,7 +205,7 @@ def prepare(folder: Path, size_px: int, counts: dict[str, int | None]) -> Path:
 
 
 def _make_room(partial: Path, sizes: dict[str, int], size_px: int) -> None:
-    """Empty arrays whose space is really taken, so that a disk that fills up cannot stop the writing half-way."""
+    """Empty arrays with their disk space reserved, so that a full disk cannot interrupt the writing later."""
     arrays: dict[str, tuple[int, ...]] = {}
     for split, n in sizes.items():
         arrays |= {f"{split}.npy": (n, size_px, size_px, 3), f"{split}-labels.npy": (n, PLACES)}
@@ -225,8 +226,8 @@ def _make_room(partial: Path, sizes: dict[str, int], size_px: int) -> None:
     except OSError:
         shutil.rmtree(partial, ignore_errors=True)
         raise OSError(
-            f"the store of {size_px} px crops takes {needed / 1e9:.1f} GB, but {partial.parent} has "
-            f"{free / 1e9:.1f} GB left: make room, or set --root to a larger disk"
+            f"the store of {size_px} px crops needs {needed / 1e9:.1f} GB, but {partial.parent} has "
+            f"{free / 1e9:.1f} GB free: make room, or set --root to a larger disk"
         ) from None
     _write_json(partial / "progress.json", {})
 
@@ -241,7 +242,7 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
 class Svhn:
     """Crops of size_px with labels (B, 5), read from the store; `in_shape` is (3, S, S), `classes` the digits and NULL.
 
-    `test_split` is what the figures are of: test, or valid to choose settings on.
+    `test_split` is the split that the metrics are measured on: test, or valid for choosing settings.
     """
 
     classes = NULL + 1
@@ -263,14 +264,14 @@ class Svhn:
 
     @staticmethod
     def shape(size_px: Any, test_split: Any = "test") -> tuple[int, int, int]:
-        """`in_shape`, without reading a file.  Raises ValueError on values that there are no crops for."""
+        """`in_shape`, without reading a file.  Raises ValueError on invalid values."""
         check_split(test_split)
         require(whole(16, 1024), "data.size_px", size_px, "; the paper's are 64 and 128")
         return 3, size_px, size_px
 
     @classmethod
     def ensure(cls, root: str | Path, size_px: int, **settings: Any) -> None:
-        """Raise FileNotFoundError, in one line, where the store is not there: a command of its own prepares it."""
+        """Raise FileNotFoundError if the store does not exist: a separate command prepares it."""
         cls._store(root, size_px)
 
     @classmethod
@@ -281,7 +282,7 @@ class Svhn:
         return store
 
     def _checksums(self, store: Path) -> dict[str, str]:
-        """The sha256 of each file of the store, as its index has them."""
+        """The sha256 of each file of the store, from its index."""
         remedy = f"delete {store} and {self.how}"
         index = parsed((store / "index.json").read_bytes(), f"{store / 'index.json'}", remedy)
         sums = index.get("sha256") if isinstance(index, dict) else None
@@ -290,16 +291,16 @@ class Svhn:
         return sums
 
     def _load(self, store: Path, split: str) -> tuple[np.ndarray, Int[Tensor, "n 5"]]:
-        """A split's crops and labels, every byte checked against the index, at about 1.5 s a gigabyte."""
+        """A split's crops and labels, every byte checked against the index, in about 1.5 s per gigabyte."""
         for name in (split, f"{split}-labels"):
             path = store / f"{name}.npy"
             if not path.is_file() or sha256(path) != self.sha256.get(name):
-                raise ValueError(f"{path} is not whole: delete {store} and {self.how}")
+                raise ValueError(f"{path} is damaged: delete {store} and {self.how}")
         images = np.load(store / f"{split}.npy", mmap_mode="r")
         return images, torch.from_numpy(np.load(store / f"{split}-labels.npy")).long()
 
     def to(self, device: torch.device) -> None:
-        """Move the labels to `device`; the pictures stay in the store, and a batch goes to the generator's device."""
+        """Move the labels to `device`; the crops stay in the store, and a batch goes to the generator's device."""
         self.labels = self.labels.to(device)
 
     def batch(self, n: int, generator: Generator) -> tuple[Float[Tensor, "b 3 s s"], Int[Tensor, "b 5"]]:
@@ -325,7 +326,7 @@ def _picture(rows: np.ndarray) -> UInt8[Tensor, "b 3 s s"]:
 
 
 class RenderedNumbers(Svhn):
-    """Rendered house numbers (stn.experiments.datasets.rendered) in SVHN's place: synthetic data."""
+    """Rendered house numbers (stn.experiments.datasets.rendered) instead of SVHN: synthetic data."""
 
     synthetic = True
     folder = "svhn_rendered"

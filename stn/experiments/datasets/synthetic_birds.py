@@ -1,8 +1,8 @@
-"""Synthetic birds: drawn images in the on-disk format of CUB-200-2011, for where the real ones cannot be had.
+"""Synthetic birds: drawn images in the on-disk format of CUB-200-2011, for machines that cannot fetch the real ones.
 
-A class is one of six patterns on the head.  Everything else is drawn alike for all classes: place, size, tilt, side,
-colours, the background, and round things in it that have the same patterns.  So one small part, which may be anywhere
-in the image, tells the classes apart.  These are no photographs and no figure from them is a figure on CUB.
+A class is one of six patterns on the head.  Everything else has the same distribution in all classes: position, size,
+tilt, direction, colours, background, and the round objects in it, which have the same patterns.  So one small part,
+anywhere in the image, tells the classes apart.  These are not photographs, and no figure on them is a figure on CUB.
 """
 
 import math
@@ -19,24 +19,24 @@ from stn.experiments.datasets.cub import BirdPhotos
 from stn.experiments.errors import writing
 
 # Raise it when a change alters an image, a label or how they are drawn.
-# 2: the head alone tells the classes apart, and the birds are smaller and anywhere in the image.
+# 2: the head alone tells the classes apart; the birds are smaller and anywhere in the image.
 REVISION = 2
-FOLDER = f"synthetic_birds_{REVISION}"  # below the data's root; what an older revision drew stays where it is
-CLASSES = ("cap", "throat", "face", "nape", "stripe", "ring")  # where the mark is on the head
+FOLDER = f"synthetic_birds_{REVISION}"  # in the data folder; the images of older revisions stay
+CLASSES = ("cap", "throat", "face", "nape", "stripe", "ring")  # position of the mark on the head
 PARTS = ("back", "beak", "belly", "breast", "crown", "forehead", "left eye", "left leg", "left wing", "nape",
          "right eye", "right leg", "right wing", "tail", "throat")  # fmt: skip
 SEED = 2011
 TRAIN, TEST = 800, 150  # images per class
-OVER = 3  # drawn at so many times the size, then reduced: smooth edges
-SIDE_PX = (104, 128)  # of an image, from and to
-LENGTH = (0.25, 0.5)  # of a bird, in shorter sides of its image
-REACH = 0.36  # how far from the image's middle a head may be, along each axis and in shorter sides
+OVER = 3  # drawn at this multiple of the size, then reduced, for smooth edges
+SIDE_PX = (104, 128)  # range of an image's sides
+LENGTH = (0.25, 0.5)  # range of a bird's length, in shorter sides of its image
+REACH = 0.36  # largest distance of a head from the image's centre along each axis, in shorter sides
 TILT_DEG = 30
 Point = tuple[float, float]
 Colour = tuple[int, ...]
-Fill = Callable[[list[Point], Colour], None]  # a polygon, in coordinates of its own
+Fill = Callable[[list[Point], Colour], None]  # fills a polygon, in the bird's own coordinates
 
-# A bird that looks to the right, x to the right, y down, in units of its length, the middle of its body at (0, 0).
+# A bird facing right: x to the right, y down, in units of its length, with the centre of its body at (0, 0).
 HEAD, HEAD_R = (0.30, -0.20), 0.16
 PLACES: dict[str, Point] = {
     "back": (-0.08, -0.13), "beak": (0.49, -0.18), "belly": (-0.02, 0.16), "breast": (0.20, 0.05),
@@ -46,20 +46,20 @@ PLACES: dict[str, Point] = {
 
 
 class SyntheticBirds(BirdPhotos):
-    """Drawn birds; an existing folder of them stays as it is."""
+    """Drawn birds; an existing folder is not changed."""
 
     synthetic = True
 
     @staticmethod
     def folder(root: Path) -> Path:
-        """The folder of this revision's birds, which are drawn on first use."""
+        """The folder of this revision's images, which are drawn on first use."""
         return write(root / FOLDER)
 
 
 def write(folder: Path, train: int = TRAIN, test: int = TEST, seed: int = SEED) -> Path:
-    """Draw `train` + `test` images per class into `folder`, which appears only when it is whole; the same every time.
+    """Draw `train` + `test` images per class into `folder`, which appears only when complete; the same every time.
 
-    The files and their lines are those of CUB_200_2011.  An existing folder stays as it is.
+    The files and their lines are in the format of CUB_200_2011.  An existing folder is not changed.
     """
     if folder.exists():
         return folder
@@ -70,7 +70,7 @@ def write(folder: Path, train: int = TRAIN, test: int = TEST, seed: int = SEED) 
             _write_into(scratch, train, test, seed)
         os.replace(scratch, folder)
     except OSError:
-        if not folder.exists():  # or another process was faster
+        if not folder.exists():  # otherwise another process was faster
             raise
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
@@ -108,9 +108,9 @@ def _write_into(folder: Path, train: int, test: int, seed: int) -> None:
 
 
 def draw(k: int, rng: np.random.Generator) -> tuple[Image.Image, dict[str, Point], tuple[float, float, float, float]]:
-    """One bird of class k: the image, those of its parts that are in it, in px, its bounding box (x, y, width, height).
+    """One bird of class k: the image, the parts inside it in px, and the bounding box (x, y, width, height).
 
-    The head is in the image, the rest of the bird need not be.
+    The head is always in the image; the rest of the bird may not be.
     """
     w, h = (int(side) for side in rng.integers(*SIDE_PX, 2, endpoint=True))
     side = min(w, h)
@@ -154,7 +154,7 @@ def _bird(k: int, colours: dict[str, Colour], fill: Fill) -> None:
 
 
 def _patterned(k: int, middle: Point, r: float, ground: Colour, mark: Colour, fill: Fill) -> None:
-    """A disc with the pattern of class k, about half of it in each colour: what is on a head, and on things."""
+    """A disc with the pattern of class k, about half of it in each colour: a head, or an object in the background."""
     x, y = middle
     fill(_ellipse(middle, r, r), ground)
     if CLASSES[k] == "stripe":
@@ -175,7 +175,7 @@ def _ellipse(middle: Point, a: float, b: float, tilt: float = 0.0) -> list[Point
 
 
 def _plumage(rng: np.random.Generator) -> dict[str, Colour]:
-    """Colours that tell nothing about the class; the mark stands out from the body."""
+    """Colours that do not depend on the class; the mark contrasts with the body."""
     body = rng.integers(40, 200, 3)
     wing = body * rng.uniform(0.55, 0.8)
     mark = rng.integers(225, 256, 3) if body.mean() < 130 else rng.integers(0, 30, 3)
@@ -185,7 +185,7 @@ def _plumage(rng: np.random.Generator) -> dict[str, Colour]:
 
 
 def _background(w: int, h: int, rng: np.random.Generator) -> Image.Image:
-    """Soft blotches of one colour, then leaves and twigs of colours near it: none of it is a bird."""
+    """Soft blotches of one colour, then leaves and twigs of similar colours; no bird."""
     tone = rng.integers(80, 171, 3)
     blotches = tone + rng.integers(-20, 21, (5, 6, 3))
     picture = Image.fromarray(blotches.astype(np.uint8)).resize((w * OVER, h * OVER), Image.Resampling.BICUBIC)

@@ -1,7 +1,7 @@
-"""3D MNIST (A.3): a digit extruded into a slab, at a random place and pose in a volume that is mostly empty.
+"""3D MNIST (A.3): a digit extruded into a slab, at a random position and pose in a volume that is mostly empty.
 
-Coordinates are those of `stn.sampler`, in the order (x, y, z) over a volume (D, H, W): [-1, 1] each way, whatever
-`size_px`.  Lengths in px are those of the 60^3 volume; the digit's square is 28 px wide in it.
+Coordinates are those of `stn.sampler`, in the order (x, y, z) over a volume (D, H, W): [-1, 1] along each axis for
+every `size_px`.  Lengths in px are those of the 60^3 volume, in which the digit's square is 28 px wide.
 """
 
 import math
@@ -23,25 +23,25 @@ from stn.transforms import Affine3d
 
 REVISION = 1  # raise it when a change alters an image, a label or how they are drawn
 VOLUME_PX = 60
-LEAST_PX = 24  # with fewer voxels a side nothing is left for A.4's CNN
+LEAST_PX = 24  # smallest side of a volume that A.4's CNN can process
 AT_ONCE = 8  # volumes rendered at once: their grid stays in the cache
 TEST_VOXELS = 50 * VOLUME_PX**3  # of a test batch
-BYTES_PER_VOXEL = 40  # of a training batch, forward and backward together; measured, see docs/3d.md
+BYTES_PER_VOXEL = 40  # of a training batch, forward and backward; measured, see docs/3d.md
 Params = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
 class Pose:
-    """Turn by U(-max_angle, max_angle) about x, then y, then z; then a uniformly random place.
+    """Rotate by U(-max_angle, max_angle) about x, then y, then z; then place uniformly at random.
 
-    The turned slab, DIGIT_PX x DIGIT_PX x thickness_px, stays inside the volume.
+    The rotated slab, DIGIT_PX x DIGIT_PX x thickness_px, stays inside the volume.
     """
 
     max_angle_deg: float
     thickness_px: int | float
 
     def draw(self, n: int, generator: Generator, dtype: torch.dtype = torch.float32) -> Params:
-        """angle_deg (n, 3) about x, y and z; shift_px (n, 3): the slab's centre off the volume's, in x, y, z."""
+        """angle_deg (n, 3) about x, y and z; shift_px (n, 3): the slab's centre minus the volume's, in x, y, z."""
 
         def uniform() -> Tensor:  # U(-1, 1)
             return 2 * torch.rand(n, 3, generator=generator, device=generator.device, dtype=dtype) - 1
@@ -53,7 +53,7 @@ class Pose:
 
 
 def rotation(angle_deg: Float[Tensor, "b 3"]) -> Float[Tensor, "b 3 3"]:
-    """R = R_z R_y R_x, each right-handed in (x, y, z): z points into the screen, so about z clockwise on it."""
+    """R = R_z R_y R_x, each right-handed in (x, y, z).  z points into the screen, so R_z is clockwise on it."""
     x, y, z = torch.deg2rad(angle_deg).unbind(1)
     cos, sin, zero, one = torch.cos, torch.sin, torch.zeros_like(x), torch.ones_like(x)
     r_x = torch.stack([one, zero, zero, zero, cos(x), -sin(x), zero, sin(x), cos(x)], 1).view(-1, 3, 3)
@@ -67,14 +67,16 @@ def render(
 ) -> Float[Tensor, "b 1 s s s"]:
     """The volumes of extruded digits in the poses of `Pose.draw`, in [0, 1] with 0 for the background.
 
-    A slab is constant along its own z, so a voxel is the digit read bilinearly at the slab's (x, y) times the part of
-    its width that lies between the slab's faces: a third of what trilinear reading costs.  Only a cube that holds the
-    slab in any pose is computed, at a whole-voxel place of its own.
+    A slab is constant along its own z, so a voxel is the digit sampled bilinearly at the slab's (x, y), times the share
+    of the voxel's width between the slab's faces.  That costs a third of trilinear sampling.  Only a cube that holds
+    the slab in any pose is computed, at its own whole-voxel position.
     """
     voxel_px = VOLUME_PX / size_px
     back, shift = rotation(params["angle_deg"]).mT, params["shift_px"] / voxel_px
     diagonal_px = math.hypot(DIGIT_PX, DIGIT_PX, thickness_px)
-    side = min(math.ceil(diagonal_px / voxel_px) + 2, size_px)  # a voxel each way for soft faces and whole places
+    side = min(
+        math.ceil(diagonal_px / voxel_px) + 2, size_px
+    )  # one voxel on each side for soft faces and whole-voxel positions
     corner = (shift + (size_px - side) / 2).round().clamp(0, size_px - side)
     centre = corner + (side - size_px) / 2
     # slab = R^T (cube - shift), in units of the digit's half side
@@ -94,14 +96,14 @@ def render(
 
 
 def upright(u: Float[Tensor, "b 1 s s s"], params: Params, side_px: int) -> Float[Tensor, "b 1 v v v"]:
-    """What a spatial transformer reads from `render`'s volumes if it undoes their poses: half of the volume's side."""
+    """The output of a spatial transformer that undoes the poses of `render`'s volumes, half as wide as the volume."""
     theta = torch.cat([rotation(params["angle_deg"]) / 2, params["shift_px"][:, :, None] * 2 / VOLUME_PX], dim=2)
     size = (side_px,) * 3
     return sample(u, Affine3d()(theta.flatten(1), regular_grid(size, theta.dtype, theta.device)), size)
 
 
 def free_bytes(device: torch.device) -> int | None:
-    """Memory that can still be had on a device; None where the system does not say (no Linux, no CUDA)."""
+    """Free memory of a device; None if the system does not tell (neither Linux nor CUDA)."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
     info = Path("/proc/meminfo")
@@ -110,25 +112,24 @@ def free_bytes(device: torch.device) -> int | None:
 
 
 def check_memory(n: int, size_px: int, device: torch.device) -> None:
-    """Raise ValueError, in one line, unless there is memory for training steps with n volumes of size_px^3 voxels."""
+    """Raise ValueError unless there is memory for training steps with n volumes of size_px^3 voxels."""
     need, free = n * size_px**3 * BYTES_PER_VOXEL, free_bytes(device)
     if free is not None and need > free:
         raise ValueError(
-            f"{n} volumes of {size_px}^3 voxels take about {need / 1e9:.1f} GB, forward and backward, and "
+            f"{n} volumes of {size_px}^3 voxels need about {need / 1e9:.1f} GB, forward and backward, but "
             f"{free / 1e9:.1f} GB are free on {device.type}: lower schedule.batch_size={n} or data.size_px={size_px}"
             if n > 1
-            else f"one volume of {size_px}^3 voxels takes about {need / 1e9:.1f} GB, forward and backward, and "
+            else f"one volume of {size_px}^3 voxels needs about {need / 1e9:.1f} GB, forward and backward, but "
             f"{free / 1e9:.1f} GB are free on {device.type}: lower data.size_px={size_px}"
         )
 
 
 class VoxelMnist:
-    """3D MNIST: `batch` draws fresh training volumes; the frozen test set is 10,000 digits and their poses.
+    """3D MNIST: `batch` draws new training volumes; the frozen test set is 10,000 digits and their poses.
 
-    `test_split` is that of `split_digits`.  With `upright_px` the images are not the volumes but what the sampler reads
-    from them under the true pose, on a grid of that side: the control of a transformer that undoes every pose.  Digits
-    and poses live on one device (`to`), and all volumes are rendered there, batch by batch.  `in_shape` is
-    (1, S, S, S), `classes` 10.
+    `test_split` is that of `split_digits`.  With `upright_px` the images are not the volumes but samples of them under
+    the true pose, on a grid with that side: the control of a transformer that undoes every pose.  Digits and poses are
+    on one device (`to`), where the volumes are rendered batch by batch.  `in_shape` is (1, S, S, S), `classes` 10.
     """
 
     classes = 10
@@ -145,7 +146,7 @@ class VoxelMnist:
         test_split: str = "test",
     ):
         self.in_shape = self.shape(size_px, max_angle_deg, thickness_px, upright_px, test_split)
-        self.fits = 0  # volumes of a batch that have been found to fit
+        self.fits = 0  # largest batch that is known to fit
         self.pose = Pose(max_angle_deg, thickness_px)
         self.size_px, self.upright_px = size_px, upright_px
         (self.digits, self.labels), (self.test_digits, self.test_labels) = split_digits(root, test_split)
@@ -156,7 +157,7 @@ class VoxelMnist:
     def shape(
         size_px: Any, max_angle_deg: Any, thickness_px: Any, upright_px: Any = None, test_split: Any = "test"
     ) -> tuple[int, int, int, int]:
-        """`in_shape`, without reading a file.  Raises ValueError on values that there are no volumes for."""
+        """`in_shape`, without reading a file.  Raises ValueError on invalid values."""
         check_split(test_split)
         require(whole(LEAST_PX, 10**6), "data.size_px", size_px, "; the paper's is 60")
         require(number(0, 360), "data.max_angle_deg", max_angle_deg)
@@ -175,14 +176,14 @@ class VoxelMnist:
         self.test_params = {key: value.to(device) for key, value in self.test_params.items()}
 
     def images(self, digits: UInt8[Tensor, "b 28 28"], params: Params) -> Float[Tensor, "b 1 s s s"]:
-        """What a network sees of digits in these poses: their volumes, or what lies upright in them."""
+        """The network's input for digits in these poses: their volumes, or with `upright_px` the upright samples."""
         volumes = render(digits, params, self.pose.thickness_px, self.size_px)
         return volumes if self.upright_px is None else upright(volumes, params, self.upright_px)
 
     def batch(self, n: int, generator: Generator) -> tuple[Float[Tensor, "b 1 s s s"], Int[Tensor, " b"]]:
-        """n training examples, drawn with replacement in fresh poses, on the generator's device.
+        """n training examples, drawn with replacement in new poses, on the generator's device.
 
-        Raises ValueError, before anything is allocated, where there is no memory for them.
+        Raises ValueError, before anything is allocated, if memory does not suffice.
         """
         if n > self.fits:
             check_memory(n, self.size_px, generator.device)
@@ -196,11 +197,11 @@ class VoxelMnist:
         return self.images(self.test_digits[index], params)
 
     def test_batches(self) -> Iterator[tuple[Float[Tensor, "b 1 s s s"], Int[Tensor, " b"]]]:
-        """The frozen test set, rendered batch by batch: as 8-bit voxels it would take 2 GB."""
+        """The frozen test set, rendered batch by batch: stored as 8-bit voxels it would take 2 GB."""
         n = max(1, TEST_VOXELS // self.size_px**3)
         for index in torch.arange(len(self.test_labels), device=self.test_labels.device).split(n):
             yield self.test_images(index), self.test_labels[index]
 
     def checksums(self) -> dict[str, str]:
-        """sha256 of the training digits, and of the test digits with the poses that make their volumes."""
+        """sha256 of the training digits, and of the test digits with their poses."""
         return {"train": checksum(self.digits), "test": checksum(self.test_digits, *self.test_params.values())}

@@ -1,4 +1,4 @@
-"""The pictures of README and docs, by topic; scripts/figures.py draws them by name."""
+"""The figures of README and docs, by topic; scripts/figures.py draws them by name."""
 
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ SIDE_PX = 84  # of one small image in a figure
 
 
 class Untrained(ValueError):
-    """A figure shows a network that nobody has trained here."""
+    """The network that a figure shows has not been trained here."""
 
 
 def ranges(distortion: str) -> Any:
@@ -27,7 +27,7 @@ def distorted_mnist(distortion: str) -> Any:
 
 
 def trained(experiment: str, runs: Path, **data: Any) -> tuple[nn.Module, Any]:
-    """The longest-trained network of an experiment, on data with these values, and its data set.
+    """The network of an experiment that was trained longest on data with these values, and its data set.
 
     Raises Untrained where neither `runs` nor results/weights has one.
     """
@@ -35,6 +35,6 @@ def trained(experiment: str, runs: Path, **data: Any) -> tuple[nn.Module, Any]:
     if name is None:
         keys = {"name": "data", "distortion": "data/distortion"}
         on = "".join(f" {keys.get(key, f'data.{key}')}={value}" for key, value in data.items())
-        raise Untrained(f"nobody has trained it here: `python run.py experiment={experiment}{on}` does")
+        raise Untrained(f"its network is not trained yet: run `python run.py experiment={experiment}{on}`")
     recorded = zoo.load(name, ROOT, runs)
     return recorded.network, build.data_set(recorded.record["config"]["data"], ROOT / "data")

@@ -12,7 +12,7 @@ from stn.experiments.figures.digits import classes
 
 
 def parallel(runs: Path, experiment: str, columns: int = 6) -> Image.Image:
-    """The first test examples: both channels, under the grid of each transformer and after it; the predicted sum."""
+    """The first test examples: both channels with the grid of each transformer, its outputs, the predicted sum."""
     network, data = trained(experiment, runs)
     u = data.test.tensors[0][:columns].float() / 255
     with torch.no_grad():

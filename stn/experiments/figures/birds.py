@@ -1,4 +1,4 @@
-"""Table 3 right: where the windows of trained bird networks are on test images, and where the head is."""
+"""Table 3 right: the windows of trained bird networks on test images, and the position of the head."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ COLUMNS, SIDE_PX, DOT_PX = 8, 112, 3
 
 
 def windows(runs: Path, experiment: str, data: str) -> Image.Image:
-    """Test images, evenly over the classes, with the windows of transformers 1, 2, ... and a dot on the head."""
+    """Test images, spread evenly over the classes, with the windows of transformers 1, 2, ... and a dot on the head."""
     network, birds = trained(experiment, runs, name=data, test_split="test")
     assert isinstance(network, StCnn)
     order = birds.listing.labels[birds.test].argsort(kind="stable")

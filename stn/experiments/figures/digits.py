@@ -15,7 +15,7 @@ DISTORTIONS = ("r", "rts", "p", "e", "tc")
 
 
 def distortions(runs: Path, columns: int = 6) -> Image.Image:
-    """A row of training examples for every distortion, each at its own canvas size."""
+    """A row of training examples for every distortion, with its canvas size."""
     rows = []
     for name in DISTORTIONS:
         u, _ = distorted_mnist(name).batch(columns, Generator().manual_seed(1))
@@ -24,7 +24,7 @@ def distortions(runs: Path, columns: int = 6) -> Image.Image:
 
 
 def by_hand(runs: Path) -> Image.Image:
-    """Figure 3: the regular grid, and the grid of an affine transform, on an input and what they sample."""
+    """Figure 3: the regular grid and the grid of an affine transform, on an input, and what they sample."""
     u, _ = distorted_mnist("rts").batch(4, Generator().manual_seed(3))
     u = u[3:]
     size = (u.shape[2], u.shape[3])
@@ -55,7 +55,7 @@ def warp_rows(network: nn.Module, data: DistortedMnist, index: Tensor) -> list[t
 
 
 def classes(predicted: Tensor, truth: Tensor, width_px: int = SIDE_PX) -> list[Image.Image]:
-    """The predicted classes; "3, not 5" where 5 is right."""
+    """The predicted classes; "3, not 5" if 5 is right."""
     return draw.classes([str(p) for p in predicted.tolist()], [str(t) for t in truth.tolist()], width_px)
 
 
@@ -69,7 +69,7 @@ def first_images(runs: Path, experiment: str, distortion: str, columns: int = 6)
 
 
 def won(runs: Path, experiment: str, distortion: str, columns: int = 6) -> Image.Image:
-    """Table 1 right: test images that the CNN gets wrong and the ST-CNN right, and what each says."""
+    """Table 1 right: test images that the CNN gets wrong and the ST-CNN right, with the predictions of both."""
     network, data = trained(experiment, runs, distortion=distortion)
     truth = data.test.tensors[1]
     ours, baseline = predictions(network, data), predictions(*trained("mnist_cnn", runs, distortion=distortion))

@@ -1,6 +1,6 @@
 """Figure 4, and films of how spatial transformers learn, as in the authors' video.
 
-The networks are trained here anew, as the recorded runs of seed 0; about two minutes of one core in all.
+The networks are trained here like the recorded runs of seed 0, in about two minutes of one core.
 """
 
 from collections.abc import Callable
@@ -24,13 +24,13 @@ from stn.experiments.training.run import build_training
 from stn.transformer import Warp
 
 FRAMES = 45
-FIGURE_4 = (0, 60, 180, 300, 1500)  # SGD steps of the strip
+FIGURE_4 = (0, 60, 180, 300, 1500)  # SGD steps of the figure's columns
 COLOCALISATION = ("experiment=coloc_tc", "data.digit=8")
 RTS = ("experiment=mnist_st_fcn_affine", "data/distortion=rts", "schedule=quick")
 
 
 class Watch(pl.Callback):
-    """Keep what the only transformer of the network does to a probe: before training and after each block."""
+    """Record what the network's only transformer does to a probe, before training and after each block."""
 
     def __init__(self, probe: Tensor):
         self.probe = probe
@@ -45,7 +45,7 @@ class Watch(pl.Callback):
 
 @cache
 def train(words: tuple[str, ...], columns: int) -> tuple[dict[int, Warp], Any]:
-    """Train what `words` say on one core, watching the first `columns` test images: step -> warp, and the data set."""
+    """Train a run on one core; return the warps of the first `columns` test images by step, and the data set."""
     torch.set_num_threads(1)
     resolvers.register()
     with hydra.initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
@@ -66,14 +66,14 @@ def train(words: tuple[str, ...], columns: int) -> tuple[dict[int, Warp], Any]:
 
 
 def boxes(warp: Warp, squares: Tensor) -> list[Image.Image]:
-    """The images with the windows of their attention transformer, then the squares that the digits fill."""
+    """The images with the windows of their attention transformer and the squares of the digits."""
     side = warp.u.shape[-1]
     both = torch.stack([window(warp.theta, side), squares[: len(warp.u)]], dim=1) * 2 / side - 1
     return [draw.boxes(u, pair, 112) for u, pair in zip(warp.u, both, strict=True)]
 
 
 def strip(seen: dict[int, Warp], squares: Tensor) -> Image.Image:
-    """A row per image, a column per SGD step; below, what the colours mean."""
+    """A row per image, a column per SGD step, and a legend."""
     columns = [boxes(seen[step], squares) for step in FIGURE_4]
     steps = [draw.words(f"step {step}", columns[0][0].width) for step in FIGURE_4]
     rows = [("", row) for row in (steps, *zip(*columns, strict=True))]
@@ -81,7 +81,7 @@ def strip(seen: dict[int, Warp], squares: Tensor) -> Image.Image:
 
 
 def film(seen: dict[int, Warp], frame: Callable[[Warp], Image.Image]) -> list[Image.Image]:
-    """Frames of training; their steps are close together at the start, where most happens."""
+    """Frames of training, closer together at the start, where most happens."""
     steps, last = sorted(seen), max(seen)
     near = [min(steps, key=lambda step: abs(step - last * (i / FRAMES) ** 2)) for i in range(FRAMES + 1)]
     return [draw.caption(frame(seen[step]), f"step {step} of {last}") for step in sorted(set(near))]

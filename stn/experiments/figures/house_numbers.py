@@ -1,4 +1,4 @@
-"""Table 2 right, (b): the boxes that ST-CNN Multi's four transformers make together."""
+"""Table 2 right, (b): the composed boxes of ST-CNN Multi's four transformers."""
 
 from functools import reduce
 from pathlib import Path
@@ -15,7 +15,7 @@ SIDE_PX = 112
 
 
 def boxes(runs: Path, data: str, size_px: int) -> Image.Image:
-    """The first 16 test images under one quadrilateral, the four affine maps composed, and the predicted number."""
+    """The first 16 test images with the quadrilateral of the four composed affine maps, and the predicted number."""
     network, numbers = trained("svhn_multi", runs, name=data, size_px=size_px)
     u, label = (part[:16] for part in next(iter(numbers.test_batches())))
     with torch.no_grad():

@@ -8,8 +8,8 @@ from stn.experiments.results import against, records, tables
 
 
 def table1(runs: Path) -> str:
-    """An SVG: for every column of the table a panel, in it a line per model."""
+    """An SVG with a panel per column of the table and a line per model."""
     drawn = against.by_column(tables.load(ROOT / "conf/table/table1.yaml"), records.read_kept(ROOT / "results"))
     if not drawn:
-        raise Untrained("Table 1 has no record: `make reproduce-table1`, then `make records`")
+        raise Untrained("Table 1 has no record: run `make reproduce-table1`, then `make records`")
     return drawn

@@ -1,4 +1,4 @@
-"""Figures of docs/studies.md: what the options do to a digit, and the errors under each beside the paper's."""
+"""Figures of docs/studies.md: the effect of the options on a digit, and the errors under each beside the paper's."""
 
 import math
 from pathlib import Path
@@ -14,10 +14,17 @@ from stn.experiments.results import records, studies
 from stn.experiments.results.curves import COLOURS, Number, ticks
 
 W, SIDE, BOTTOM, LINE, LANE = 720, 24, 62, 28, 15  # px: the picture, its margins, a line of text, a row of dots
-FINE = 2  # times as large is drawn, then averaged: smooth edges
+FINE = 2  # drawn at this multiple of the size, then averaged, for smooth edges
 INK, RULE = "#333333", "#dddddd"
 PAPER = "the paper's test error"
-MARKS = ((0, 0), (4, 0), (3, 0), (4, 45), (5, 0), (3, 180))  # corners (0: a disc) and turn; colour alone is not enough
+MARKS = (
+    (0, 0),
+    (4, 0),
+    (3, 0),
+    (4, 45),
+    (5, 0),
+    (3, 180),
+)  # corners (0: a disc) and rotation; colour alone is not enough
 SHOWN = {  # the options of a picture of training examples
     "P, 5 px": ("p", {"corner_std_px": 5.0}),
     "P, 3.54 px": ("p", {"corner_std_px": 3.54}),
@@ -32,7 +39,7 @@ SHOWN = {  # the options of a picture of training examples
 
 
 def options(runs: Path, columns: int = 6) -> Image.Image:
-    """The same digits under the same draws with every option of the studies of data."""
+    """The same digits with the same random draws under every option of the data studies."""
     rows = []
     for label, (name, change) in SHOWN.items():
         u, _ = DistortedMnist(ROOT / "data", ranges(name) | change).batch(columns, Generator().manual_seed(1))
@@ -41,7 +48,7 @@ def options(runs: Path, columns: int = 6) -> Image.Image:
 
 
 class Pen:
-    """Lines, marks and text on a page that is FINE times as large as it says."""
+    """Draws lines, marks and text on a page; coordinates are multiplied by FINE."""
 
     def __init__(self, height: int):
         self.page = Image.new("RGB", (W * FINE, height * FINE), "white")
@@ -51,7 +58,7 @@ class Pen:
         self.pen.line([v * FINE for v in (x0, y0, x1, y1)], fill=colour, width=width * FINE)
 
     def mark(self, x: Number, y: Number, i: int) -> None:
-        """The sign of the i-th value of an option."""
+        """The marker of the i-th value of an option."""
         corners, turn = MARKS[i % len(MARKS)]
         at, r = (x * FINE, y * FINE), (8 if corners else 6.5) * FINE
         colour = COLOURS[1 + i % (len(COLOURS) - 1)]
@@ -61,7 +68,7 @@ class Pen:
             self.pen.ellipse((at[0] - r, at[1] - r, at[0] + r, at[1] + r), fill=colour)
 
     def text(self, x: Number, y: Number, words: str, anchor: str = "lm") -> float:
-        """Returns how wide it is."""
+        """Draw text; return its width."""
         self.pen.text((x * FINE, y * FINE), words, fill=INK, font=self.font, anchor=anchor)
         return self.pen.textlength(words, self.font) / FINE
 
@@ -71,7 +78,7 @@ class Pen:
 
 
 def errors(runs: Path, study: str) -> Image.Image:
-    """Per model its error under every value of the option, each in a lane of its own, and the paper's; a log axis."""
+    """Each model's error under every value of the option, each in its own lane, and the paper's, on a log axis."""
     what = studies.STUDIES[study]
     rows = studies.results(study, records.read_kept(ROOT / "results/studies"))
     used = [value for value in what.values if any(value in cells for cells in rows.values())]

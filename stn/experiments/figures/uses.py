@@ -1,4 +1,4 @@
-"""The figures of docs/uses.md: aliasing and its remedy, and how a recurrent transformer corrects itself."""
+"""The figures of docs/uses.md: aliasing and its remedy, and the steps of a recurrent transformer."""
 
 import math
 from pathlib import Path
@@ -11,20 +11,20 @@ from stn import Affine, SpatialTransformer, trace
 from stn.experiments import draw
 from stn.experiments.figures import distorted_mnist, trained
 
-FACTOR = 3  # one point for 3 x 3 pixels
+FACTOR = 3  # one sampled point per 3 x 3 pixels
 SIDE_PX = 168  # 84, 42, 28 and 14 divide it
 DIGIT = 8
 
 
 def low_passed(u: Tensor, factor: int) -> Tensor:
-    """u (B, C, H, W) without its frequencies above 1 / (2 factor) cycles a pixel, which fewer points cannot show."""
+    """u (B, C, H, W) without frequencies above 1 / (2 factor) cycles per pixel, which the reduced grid cannot show."""
     fy, fx = torch.fft.fftfreq(u.shape[-2]).abs(), torch.fft.rfftfreq(u.shape[-1]).abs()
     keep = (fy[:, None] < 0.5 / factor) & (fx < 0.5 / factor)
     return torch.fft.irfft2(torch.fft.rfft2(u) * keep, s=u.shape[-2:])
 
 
 def at_size(u: Tensor, theta: Tensor, factor: int, pool: int) -> Tensor:
-    """V of 1 / factor the size of u, each of its pixels the mean of pool x pool sampled points."""
+    """V with sides 1 / factor of u's, each of its pixels the mean of pool x pool sampled points."""
     size = (u.shape[-2] // factor * pool, u.shape[-1] // factor * pool)
     v = SpatialTransformer(torch.nn.Identity(), Affine(), size).warp(u, theta)
     return torch.nn.functional.avg_pool2d(v, pool)
@@ -36,7 +36,7 @@ def stripes(side_px: int, cycles_per_px: float) -> Tensor:
 
 
 def zone_plate(side_px: int) -> Tensor:
-    """Rings whose frequency rises from 0 in the centre to 0.5 cycles a pixel, the highest there is, at the edges."""
+    """Rings whose frequency rises from 0 at the centre to the Nyquist frequency, 0.5 cycles per pixel, at the edges."""
     x = torch.arange(side_px) - (side_px - 1) / 2
     return (0.5 + 0.5 * torch.cos(math.pi * 0.5 / (side_px / 2) * (x[:, None] ** 2 + x**2)))[None, None]
 
@@ -47,7 +47,7 @@ def turned(angle_deg: float) -> Tensor:
 
 
 def aliasing(runs: Path) -> Image.Image:
-    """A row an input: U, V sampled directly, V averaged, the ideal; below a V its root mean square off the ideal."""
+    """A row per input: U, V sampled directly, V averaged, the ideal; below each V its RMS difference from the ideal."""
     names = ("U", "direct", "averaged", "ideal")
     digits, _ = distorted_mnist("rts").batch(12, Generator().manual_seed(5))
     shown = [(stripes(84, 0.3), turned(0.0)), (zone_plate(84), turned(0.0)), (digits[DIGIT : DIGIT + 1], turned(30.0))]
@@ -64,7 +64,7 @@ def aliasing(runs: Path) -> Image.Image:
 
 
 def recurrent(runs: Path, columns: int = 6) -> Image.Image:
-    """The first test images, and for every look of a trained recurrent transformer its grid on U and its V."""
+    """The first test images, and for every step of a trained recurrent transformer its grid on U and its V."""
     network, data = trained("mnist_st_fcn_recurrent_3", runs, distortion="rts")
     u = data.test.tensors[0][:columns].float() / 255
     rows = [("U", [draw.tile(x, SIDE_PX // 2) for x in u])]

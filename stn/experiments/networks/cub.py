@@ -1,4 +1,4 @@
-"""The classifiers of A.6 for birds: one pre-trained CNN, or N parallel spatial transformers with a CNN each."""
+"""The bird classifiers of A.6: one pre-trained CNN, or N parallel spatial transformers with a CNN each."""
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +14,7 @@ from stn.transforms import Translation
 REVISION = 1  # raise it when a change alters what is computed
 WINDOWS, FIRST = ("learnt", "fixed", "random", "parts"), ("tiles", "centre")
 SCALE = 0.5  # of every window
-TILES = {  # windows (t_x, t_y) that cover what they can of the image, side by side
+TILES = {  # windows (t_x, t_y) side by side, which cover as much of the image as they can
     1: ((0.0, 0.0),),
     2: ((-0.5, 0.0), (0.5, 0.0)),
     4: ((-0.5, -0.5), (0.5, -0.5), (-0.5, 0.5), (0.5, 0.5)),
@@ -22,23 +22,23 @@ TILES = {  # windows (t_x, t_y) that cover what they can of the image, side by s
 
 
 def resized(u: Float[Tensor, "b c h w"], side_px: int) -> Float[Tensor, "b c s s"]:
-    """A copy of side_px x side_px: the average over the pixels that fall together, or u itself where it fits."""
+    """u reduced to side_px x side_px by averaging pixels; u itself if it has that size."""
     return u if u.shape[-1] == side_px else F.interpolate(u, size=(side_px, side_px), mode="area")
 
 
 class Features(nn.Sequential):
-    """A backbone, averaged over its map: images in [0, 1] to one vector each."""
+    """A backbone with global average pooling: maps images in [0, 1] to one vector each."""
 
     def __init__(self, backbone: nn.Sequential):
         super().__init__(backbone, nn.AdaptiveAvgPool2d(1), nn.Flatten())
 
 
 class Localisation(nn.Module):
-    """Backbone of its own on a copy of the image - conv 1x1/128 - FC 128 - theta of all N transformers (A.6).
+    """Its own backbone on a reduced image - conv 1x1/128 - FC 128 - theta of all N transformers (A.6).
 
-    With `norm` a batch norm stands before theta's layer.  Its inputs are all positive otherwise, and a step that moves
-    one window moves those of all images, the more so at Adam's even rates: the windows leave the image before they
-    follow anything in it.
+    With `norm` a batch norm comes before theta's layer.  Otherwise that layer's inputs are all positive, so a step that
+    moves the window of one image moves those of all, most of all with Adam's equal step sizes: the windows leave the
+    image before they follow anything in it.
     """
 
     def __init__(
@@ -67,9 +67,10 @@ class Localisation(nn.Module):
 class Windows(SpatialTransformer):
     """N windows of half the image's side, V_i = sample(U, T_theta_i(G)), with U the first three channels of the input.
 
-    They are placed by one localisation network (learnt), or, in controls that have this network and do not read it:
-    left on the tiles (fixed), at uniform places within the image, fresh in training and the same in every test
-    (random), or with the middle of window i on part i, whose (x, y) channels 3 + 2i and 4 + 2i hold all over (parts).
+    One localisation network places them (`placed` learnt).  The other choices are controls, which have that network but
+    do not use it.  fixed: the windows stay on the tiles.  random: they lie uniformly at random in the image, drawn anew
+    in training and the same in every test.  parts: window i is centred on part i, whose (x, y) are the constant
+    channels 3 + 2i and 4 + 2i.
     """
 
     tiles: Tensor
@@ -80,7 +81,7 @@ class Windows(SpatialTransformer):
         self.register_buffer("tiles", torch.tensor(TILES[len(localisation.regressions)]), persistent=False)
 
     def theta(self, u: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n 2"]:
-        """The middles of the N windows."""
+        """The centres of the N windows."""
         if self.placed == "learnt":
             return self.localisation(u[:, :3])
         if self.placed == "fixed":
@@ -97,9 +98,9 @@ class Windows(SpatialTransformer):
 
 
 class StCnn(nn.Module):
-    """Windows on the image, each seen by a CNN of its own; the descriptions side by side are classified.
+    """Windows of the image, each with its own CNN; the classifier sees their concatenated features.
 
-    The classifier sees the windows alone.
+    The classifier sees nothing but the windows.
     """
 
     def __init__(self, transformer: Windows, streams: list[Features], head: nn.Module):
@@ -134,22 +135,24 @@ def build(
 ) -> nn.Module:
     """The CNN of Table 3 (`transformers` 0) or its N x ST-CNN (1, 2 or 4), every backbone from the same weights.
 
-    `backbone`, `weights`, `frozen` and `last` are those of `stn.experiments.networks.pretrained`; the samples of the
-    transformers and the copy that the localisation network sees have a side of sample_px.  `windows` is who places the
-    windows, see `Windows`: the network has the same parameters under each.  `first` is where learnt ones start: as
-    tiles, or all of them at the centre.
+    `backbone`, `weights`, `frozen` and `last` are those of `stn.experiments.networks.pretrained`.  The samples of the
+    transformers and the reduced image for the localisation network have sides of sample_px.  `windows` says what places
+    the windows (`Windows`); the parameters are the same for each.  `first` is where learnt windows start: as tiles, or
+    all at the centre.
     """
     if transformers and transformers not in TILES:
-        raise ValueError(f"model.transformers={transformers}: choose 0 (the CNN), {', '.join(map(str, TILES))}")
+        raise ValueError(f"model.transformers={transformers}: choose one of 0 (the CNN), {', '.join(map(str, TILES))}")
     if windows not in WINDOWS or (windows != "learnt" and not transformers):
-        raise ValueError(f"model.windows={windows!r}: choose learnt, with transformers also {', '.join(WINDOWS[1:])}")
+        raise ValueError(
+            f"model.windows={windows!r}: choose learnt, or with transformers one of {', '.join(WINDOWS[1:])}"
+        )
     if first not in FIRST:
-        raise ValueError(f"model.first={first!r}: choose {', '.join(FIRST)}")
+        raise ValueError(f"model.first={first!r}: choose one of {', '.join(FIRST)}")
     points = 2 * transformers if windows == "parts" else 0
     if in_shape[0] != 3 + points:
         raise ValueError(
-            f"model.windows={windows} with model.transformers={transformers} reads images of {3 + points} channels, "
-            f"not {in_shape[0]}: data.parts=true gives the 4 of head and body beside the colours"
+            f"model.windows={windows} with model.transformers={transformers} needs images of {3 + points} channels, "
+            f"not {in_shape[0]}: data.parts=true adds the 4 of head and body to the colours"
         )
     state = pretrained.load_weights(backbone, weights)
 

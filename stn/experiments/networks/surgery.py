@@ -1,14 +1,14 @@
-"""What is done to a backbone before it is trained: its last layers left out, its first ones frozen."""
+"""Prepares a backbone for training: removes its last layers, freezes its first ones."""
 
 import torch
 from torch import nn
 from torchvision.ops import FrozenBatchNorm2d
 
-SMALLEST_PX = 32  # of an image that every backbone can take
+SMALLEST_PX = 32  # side of an image that every backbone can process
 
 
 def stages(backbone: nn.Sequential) -> list[str]:
-    """The names of the layers, and of the blocks of `_blocks`, in their order."""
+    """The names of the layers, and of the blocks in `_blocks`, in order."""
     return [name for name, _ in backbone.named_modules() if name and name.count(".") == name.startswith("_blocks")]
 
 
@@ -20,10 +20,10 @@ def _place(backbone: nn.Sequential, name: str) -> int:
 
 
 def cut(backbone: nn.Sequential, last: str) -> nn.Sequential:
-    """The same without the layers after the one called `last`, but a batch norm `norm` in their place.
+    """The backbone up to the layer called `last`, followed by a batch norm `norm`.
 
-    A block of EfficientNet ends in a linear map: on its bare features, of norm 30 after averaging, the classifier's
-    loss rises at the rates that the rest needs, and the more so the more streams stand side by side.
+    A block of EfficientNet ends in a linear map.  On its raw features, of norm 30 after averaging, the classifier's
+    loss rises at the learning rates that the rest needs, and more so with several streams.
     """
     for name in reversed(stages(backbone)[_place(backbone, last) + 1 :]):
         parent, _, child = name.rpartition(".")
@@ -33,7 +33,7 @@ def cut(backbone: nn.Sequential, last: str) -> nn.Sequential:
 
 
 def freeze(backbone: nn.Sequential, last: str) -> None:
-    """Freeze every layer up to and with the one called `last`."""
+    """Freeze every layer up to and including the one called `last`."""
     for stage in stages(backbone)[: _place(backbone, last) + 1]:
         for name, layer in list(backbone.get_submodule(stage).named_modules(prefix=stage)):
             for parameter in layer.parameters(recurse=False):

@@ -1,4 +1,4 @@
-"""The networks of A.5 for house numbers: one CNN with a softmax per digit, bare or with one or four transformers."""
+"""The house number networks of A.5: one CNN with a softmax per digit and no, one or four transformers."""
 
 from collections import OrderedDict
 
@@ -15,12 +15,12 @@ REVISION = 1  # raise it when a change alters what is computed
 Shape = tuple[int, int, int]
 CHANNELS = (48, 64, 128, 160, 192, 192, 192, 192)  # of the convolutions, 5 x 5, padded by 2
 POOLED = (1, 3, 5, 7)  # the convolutions that a max pool of 2 x 2 follows
-AT = {"none": 0, "single": 1, "multi": 4}  # how many of the first convolutions a transformer stands before
+AT = {"none": 0, "single": 1, "multi": 4}  # number of first convolutions with a transformer before them
 UNITS = 3072  # of each of the three fully connected layers
 
 
 class Standardise(nn.Module):
-    """Every image less its mean, over its standard deviation (Goodfellow et al. 2013 take off the mean)."""
+    """Subtracts each image's mean and divides by its standard deviation (Goodfellow et al. 2013 subtract the mean)."""
 
     def forward(self, u: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
         std, mean = torch.std_mean(u, dim=(1, 2, 3), keepdim=True)
@@ -39,12 +39,12 @@ class Heads(nn.Linear):
 
 
 def _scaled(n: int, width: float) -> int:
-    """n x width as whole channels, a multiple of 4."""
+    """n x width, rounded to a multiple of 4."""
     return max(4, round(n * width / 4) * 4)
 
 
 def convolutional(in_shape: Shape, transform: Transform, width: float) -> nn.Sequential:
-    """A.5's localisation of ST-CNN Single: conv 5x5/32 - max 2 - conv 5x5/32 - FC 32 - FC 32 - theta."""
+    """The localisation network of ST-CNN Single (A.5): conv 5x5/32 - max 2 - conv 5x5/32 - FC 32 - FC 32 - theta."""
     n = _scaled(32, width)
     features = nn.Sequential(
         Standardise(),
@@ -62,7 +62,7 @@ def convolutional(in_shape: Shape, transform: Transform, width: float) -> nn.Seq
 
 
 def fully_connected(in_shape: Shape, transform: Transform) -> nn.Sequential:
-    """A.5's localisation of ST-CNN Multi: FC 32 - FC 32 - theta, on the whole feature map."""
+    """The localisation network of ST-CNN Multi (A.5): FC 32 - FC 32 - theta, on the whole feature map."""
     first = [Standardise()] if in_shape[0] == 3 else []
     n_in = torch.Size(in_shape).numel()
     return nn.Sequential(
@@ -71,10 +71,10 @@ def fully_connected(in_shape: Shape, transform: Transform) -> nn.Sequential:
 
 
 def initialise(network: nn.Module) -> None:
-    """He et al. 2015: the variance of the activations stays the same through eleven layers of ReLU.
+    """He initialisation (2015), which keeps the variance of the activations constant over eleven layers of ReLU.
 
-    Not in the localisation networks, where PyTorch's smaller start makes theta's first steps some 30 times smaller:
-    with He's one step of noise can throw a window out of the image.
+    The localisation networks keep PyTorch's smaller weights, which make theta's first steps some 30 times smaller.
+    With He's, a single noisy step can throw a window out of the image.
     """
     transformers = [module for module in network.modules() if isinstance(module, SpatialTransformer)]
     others = {layer for transformer in transformers for layer in transformer.localisation.modules()}
@@ -96,12 +96,13 @@ def build(
     dropout: int | float = 0.5,
     params_of: str | None = None,
 ) -> nn.Sequential:
-    """The CNN of A.5 with `places` softmaxes of `classes`, a spatial transformer before its first convolution
-    (`transformers` = "single"), before each of its first four ("multi"), or none.
+    """The CNN of A.5 with `places` softmaxes of `classes`.
 
-    `width` scales channels and units, and 1 is the paper's.  With `params_of` the network is so wide that it has about
-    as many parameters as the one with these transformers has at `width`, and no more.  Dropout comes after every hidden
-    layer but the first convolution.  ReLU comes after the pool: the same function on a quarter of the map.
+    `transformers` is "none", "single" (a spatial transformer before the first convolution) or "multi" (one before each
+    of the first four).  `width` scales channels and units; 1 is the paper's.  With `params_of` the network is widened
+    until it has about as many parameters, and no more, as the network with those transformers at `width`.  Dropout
+    comes after every hidden layer except the first convolution.  ReLU comes after the pool: the same function on a
+    quarter of the map.
     """
     for key, value in {"transformers": transformers, "params_of": params_of or "none"}.items():
         if value not in AT:
@@ -128,7 +129,7 @@ def build(
             whole = transformers == "single"
             localisation = convolutional(shape, transform, width) if whole else fully_connected(shape, transform)
             layers[f"st{i}"] = SpatialTransformer(localisation, transform, kernel=kernel)
-        if i == 1:  # after the transformer, which reads 0 outside of the image
+        if i == 1:  # after the transformer, which samples 0 outside the image
             layers["standardise"] = Standardise()
         layers[f"conv{i}"] = nn.Conv2d(channels, n_out, 5, padding=2)
         if i in POOLED:

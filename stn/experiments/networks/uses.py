@@ -1,6 +1,6 @@
-"""What else a transformer can do (Sect. 3.4, 5), as networks: theta fed forward, series, output size, recurrence.
+"""Other uses of a transformer (Sect. 3.4, 5) as networks: theta fed forward, series, output size, recurrence.
 
-Each is composed of the parts of Table 1's networks and is as wide as they are; docs/uses.md shows each in a few lines.
+Each consists of the parts of Table 1's networks and has their widths; docs/uses.md shows each in a few lines.
 """
 
 from collections import OrderedDict
@@ -19,7 +19,7 @@ REVISION = 1  # raise it when a change alters what is computed
 
 
 class ThetaFedForward(nn.Module):
-    """logits = W [features(pool(V)), theta] + b: the classifier also reads where and how its V was taken."""
+    """logits = W [features(pool(V)), theta] + b: the classifier also sees the pose of its window."""
 
     def __init__(self, transformer: SpatialTransformer, pool: int, features: nn.Module, n_features: int, classes: int):
         super().__init__()
@@ -34,11 +34,11 @@ class ThetaFedForward(nn.Module):
 
 
 class Recurrent(nn.Module):
-    """One transformer applied `times` times, each time to what it last saw: theta_i = f_loc(V_i), V_0 = U.
+    """One transformer applied `times` times, each time to its last output: theta_{i+1} = f_loc(V_i), V_0 = U.
 
-    V_{i+1} = sample(U, T_1(T_2(... T_{i+1}(G)))): the maps are composed and U itself is read again.  The other reading,
-    V_{i+1} = sample(V_i, T_{i+1}(G)), is `st(st(u))`; it blurs once more at every step, and what has left one window is
-    lost to all that follow.
+    V_{i+1} = sample(U, T_1(T_2(... T_{i+1}(G)))): the maps are composed, and U itself is sampled again.  The other
+    interpretation, V_{i+1} = sample(V_i, T_{i+1}(G)), is `st(st(u))`; it blurs at every step, and content outside one
+    window is lost to all later ones.
     """
 
     def __init__(self, transformer: SpatialTransformer, times: int):
@@ -47,8 +47,8 @@ class Recurrent(nn.Module):
             raise ValueError(f"model.times={times} has to be 1 or more")
         if not isinstance(transformer.transform, Affine):
             raise ValueError(
-                f"a recurrent transformer composes its maps, which {type(transformer.transform).__name__} does not "
-                "offer: choose Affine"
+                f"a recurrent transformer composes its maps, but {type(transformer.transform).__name__} has no "
+                "compose: choose Affine"
             )
         self.transformer = transformer
         self.compose = transformer.transform.compose
@@ -64,7 +64,7 @@ class Recurrent(nn.Module):
 
 
 def theta_fed_forward(in_shape: Shape, classes: int, budget: int | None, transform: Transform) -> nn.Module:
-    """ST-CNN whose last layer gets theta beside the features of V."""
+    """ST-CNN whose last layer sees theta and the features of V."""
     pool, seen = pool_of(in_shape)
 
     def whole(width: int) -> nn.Module:
@@ -78,7 +78,7 @@ def theta_fed_forward(in_shape: Shape, classes: int, budget: int | None, transfo
 def series(in_shape: Shape, classes: int, budget: int | None, transform: Transform) -> nn.Module:
     """ST-CNN with a second transformer, on the feature maps before the second convolution.
 
-    Its localisation network is that of SVHN's Multi: two layers of 32.
+    Its localisation network is that of ST-CNN Multi (A.5): two layers of 32.
     """
     pool, seen = pool_of(in_shape)
 
@@ -106,8 +106,8 @@ def resized(
 ) -> nn.Module:
     """ST-FCN whose classifier sees out_px x out_px pixels, each the mean of pool x pool sampled points.
 
-    With pool = 1 they are sampled directly, which aliases where a step of the grid is longer than the two pixels of U
-    that the kernel spans (Sect. 3.4); with pool = in_px / out_px they are sampled at U's own density first.
+    With pool = 1 they are sampled directly, which aliases if a step of the grid is longer than the two pixels of U that
+    the kernel spans (Sect. 3.4).  With pool = in_px / out_px, points are sampled at U's own density, then averaged.
     """
     if out_px < 1 or pool < 1:
         raise ValueError(f"model.out_px={out_px} and model.pool={pool} have to be 1 or more")
@@ -121,7 +121,7 @@ def resized(
 
 
 def recurrent(in_shape: Shape, classes: int, budget: int | None, transform: Transform, times: int) -> nn.Module:
-    """ST-FCN whose one localisation network looks `times` times (`Recurrent`)."""
+    """ST-FCN whose localisation network is applied `times` times (`Recurrent`)."""
     pool, seen = pool_of(in_shape)
 
     def whole(width: int) -> nn.Module:

@@ -1,4 +1,4 @@
-"""The classifiers of A.3: a volume's projection read by A.4's CNN, with and without a 3D spatial transformer."""
+"""The classifiers of A.3: A.4's CNN on a volume's projection, with and without a 3D spatial transformer."""
 
 from collections import OrderedDict
 
@@ -15,7 +15,7 @@ REVISION = 1  # raise it when a change alters what is computed
 
 
 class ScaledPool3d(nn.AvgPool3d):
-    """`scale` times the mean over k x k x k voxels; ONNX's average pool has no divisor of its own."""
+    """`scale` times the mean over k x k x k voxels: ONNX's average pool has no `divisor_override`."""
 
     def __init__(self, kernel_size: int, scale: float):
         super().__init__(kernel_size)
@@ -26,17 +26,17 @@ class ScaledPool3d(nn.AvgPool3d):
 
 
 def convolutional(in_shape: Shape, transform: Transform, channels: int = 20, downsample: int = 4) -> nn.Sequential:
-    """A.4's localisation in three dimensions: volume / downsample - twice (conv 5^3 - max 2) - FC - theta.
+    """A.4's localisation network in three dimensions: volume / downsample - twice (conv 5^3 - max 2) - FC - theta.
 
-    Convolutions and FC have `channels` outputs each; the convolutions are padded, since a pose shows in where the parts
-    of a digit lie, up to the volume's edge.  Each input is the sum of downsample^3 voxels, divided by `downsample`:
-    nearly all of a volume is empty, and from means the place of a digit is learnt more slowly (docs/3d.md).
-    Raises ValueError on a volume of fewer than `downsample` voxels a side.
+    Convolutions and FC have `channels` outputs each.  The convolutions are padded, since the pose depends on the
+    positions of a digit's parts up to the volume's edge.  Each input is the sum of downsample^3 voxels, divided by
+    `downsample`: nearly all of a volume is empty, and with means the network learns a digit's position more slowly
+    (docs/3d.md).  Raises ValueError on a volume with sides of fewer than `downsample` voxels.
     """
     if min(in_shape[1:]) < downsample:
         raise ValueError(
-            f"data.size_px={min(in_shape[1:])} is too small for a localisation network that reads it downsampled by "
-            f"{downsample}: take {downsample} or more"
+            f"data.size_px={min(in_shape[1:])} is too small for a localisation network that downsamples it by "
+            f"{downsample}: choose {downsample} or more"
         )
     features = nn.Sequential(
         ScaledPool3d(downsample, float(downsample**2)),
@@ -54,7 +54,7 @@ def convolutional(in_shape: Shape, transform: Transform, channels: int = 20, dow
 
 
 class Projection(nn.Module):
-    """The volume's depth flattened (A.3): the sum over z, over `unit`, a thickness that then becomes 1."""
+    """Flattens the volume's depth (A.3): the sum over z, divided by `unit`, the thickness that becomes 1."""
 
     def __init__(self, unit: float = 28.0):
         super().__init__()
@@ -67,7 +67,7 @@ class Projection(nn.Module):
 def cnn3d(in_shape: Shape, width: int, classes: int) -> nn.Sequential:
     """A CNN of the volume itself: conv 5^3, stride 2 - conv 5^3 - max 2 - classifier, `width` filters each, padded.
 
-    It reads the means of 2^3 voxels, the resolution of what a transformer with an output of half the side reads.
+    Its input is the means of 2^3 voxels, the resolution of a transformer's output with half the volume's side.
     """
     features = nn.Sequential(
         nn.AvgPool3d(2),
@@ -91,15 +91,15 @@ def build(
     kernel: str = "bilinear",
     projected: bool = True,
 ) -> nn.Module:
-    """[a 3D spatial transformer with an output of out_px^3 -] projection - A.4's CNN, as wide as stated or as budgeted;
-    or, not `projected`, a 3D CNN of the volume.
+    """A projection, then A.4's CNN, with the stated width or for a budget; or, without `projected`, a 3D CNN.
 
-    Half of the input's side is a good `out_px`: at the identity each output voxel is then the mean of 2^3 input voxels
-    exactly (its centre is their common corner), so nothing aliases, and zoomed in by 2 it is the input's resolution.
+    With a localisation, a 3D spatial transformer with an output of out_px^3 comes first.  Half of the input's side is a
+    good `out_px`: at the identity each output voxel is exactly the mean of 2^3 input voxels (its centre is their common
+    corner), so nothing aliases, and a window zoomed in by 2 has the input's resolution.
     """
     if not projected:
         if localisation is not None:
-            raise ValueError("model.projected=false is a 3D CNN of the volume: it takes no localisation network")
+            raise ValueError("model.projected=false is a 3D CNN of the volume: set model.localisation=null")
         return sized(lambda width: cnn3d(in_shape, width, classes), FILTERS, budget)
     if localisation is None:
 

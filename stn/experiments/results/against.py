@@ -1,6 +1,6 @@
-"""Our errors against the paper's as SVG: every cell as a dot beside the diagonal, and one table column by column.
+"""Our errors against the paper's as SVG charts: all cells in a scatter plot, and one table column by column.
 
-Both show the first block of a table (`tables.blocks`), which has the most cells; synthetic data are never compared.
+Both show the first block of a table (`tables.blocks`), which has the most cells.  Synthetic data are never compared.
 """
 
 import math
@@ -12,9 +12,9 @@ from stn.experiments.results.curves import COLOURS, ticks
 from stn.experiments.results.records import Record
 from stn.experiments.results.tables import Table
 
-LEAST = 0.05  # %, where an axis ends below: the paper prints one decimal
-SIDE, MARGIN, PAD = 480, 58, 14  # of the chart with the diagonal, and its margins, px
-MARKERS = (  # around (0, 0), one for each series; colour alone would not tell them apart
+LEAST = 0.05  # %, lower end of an axis: the paper prints one decimal
+SIDE, MARGIN, PAD = 480, 58, 14  # px, of the scatter plot and its margins
+MARKERS = (  # around (0, 0), one for each series, since colour alone is not enough
     "M-5 0a5 5 0 1 0 10 0a5 5 0 1 0-10 0z",
     "M-4.4-4.4h8.8v8.8h-8.8z",
     "M0-5.6L5.2 4H-5.2z",
@@ -22,18 +22,18 @@ MARKERS = (  # around (0, 0), one for each series; colour alone would not tell t
     "M0 5.6L5.2-4H-5.2z",
     "M-1.7-5.5h3.4v3.8h3.8v3.4h-3.8v3.8h-3.4v-3.8h-3.8v-3.4h3.8z",
 )
-NAMES, PANEL, ROW, HEAD, FOOT = 112, 212, 20, 30, 46  # of the chart by column: widths, heights, px
+NAMES, PANEL, ROW, HEAD, FOOT = 112, 212, 20, 30, 46  # px, widths and heights of the chart by column
 GAP = 32
 
 
 def compared(table: Table, records: list[Record]) -> tuple[str, list[Cell]]:
-    """The schedule and the cells of the table's first block; ("", []) where all of it is synthetic or there is none."""
+    """The schedule and the cells of the table's first block; ("", []) if there is none or its data are synthetic."""
     block = next(iter(tables.blocks(table, [r for r in records if not r["synthetic"]])), None)
     return ("", []) if block is None else (block[1], tables.cells(table, *block))
 
 
 def series(known: list[Table], records: list[Record]) -> list[tuple[str, list[Cell]]]:
-    """The cells with a figure of ours and of the paper's, by column where a table has several."""
+    """The cells with a figure of ours and of the paper's, one series per column if a table has several."""
     found: dict[str, list[Cell]] = {}
     for table in known:
         _, cells = compared(table, records)
@@ -50,12 +50,12 @@ def limits(values: list[float]) -> tuple[float, float]:
 
 
 def marker(i: int) -> str:
-    """The sign of the i-th series."""
+    """The marker of the i-th series."""
     return f'class="dot c{1 + i % (len(COLOURS) - 1)}" d="{MARKERS[i % len(MARKERS)]}"'
 
 
 def diagonal(shown: list[tuple[str, list[Cell]]]) -> str:
-    """Our error over the paper's, both on one log scale; on the diagonal they are equal.  Empty without a dot."""
+    """Our error over the paper's, on equal log scales; on the diagonal they are equal.  Empty if there is no dot."""
     values = [float(value) for _, cells in shown for cell in cells for value in (cell.mean, cell.paper) if value]
     if not values:
         return ""
@@ -99,9 +99,9 @@ def diagonal(shown: list[tuple[str, list[Cell]]]) -> str:
 
 
 def by_column(table: Table, records: list[Record]) -> str:
-    """A whole SVG file: for every column a panel, in it a line per row, ours as a dot and the paper's figure as a bar.
+    """An SVG file with a panel per column and a line per row: our figure is a dot, the paper's a bar.
 
-    Empty where the table has no record of collected data.
+    Empty if all of the table's records are of synthetic data.
     """
     schedule, cells = compared(table, records)
     values = [v for cell in cells for v in (*cell.values, *([] if cell.paper is None else [cell.paper]))]
@@ -110,7 +110,7 @@ def by_column(table: Table, records: list[Record]) -> str:
     low, high = limits(values)
     rows = list(dict.fromkeys(cell.row for cell in cells))
     height = HEAD + ROW * len(rows) + FOOT
-    slots = len(table.columns) + 1  # the last one is for the legend
+    slots = len(table.columns) + 1  # the last slot is for the legend
     w, h = NAMES + 2 * (PANEL + GAP), 40 + height * -(-slots // 2)
     title = f"{table.title.split(',')[0]}, ours and the paper's"
     parts = [

@@ -1,4 +1,4 @@
-"""The model card of the kept networks: what each is, made from its record."""
+"""The model card of the kept networks, made from their records."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -27,7 +27,7 @@ Not for use where an error matters.  MIT licence; `data/README.md` has source an
 
 
 def standing(record: Record, known: list[Table]) -> str:
-    """Where the record stands in the paper's tables, with the paper's figure."""
+    """The record's cell in the paper's tables, with the paper's figure."""
     for table in known:
         if tables.belongs(table, record) and record["experiment"] not in table.borrowed:
             column = tables.column_of(table, record)
@@ -40,7 +40,7 @@ def standing(record: Record, known: list[Table]) -> str:
 
 
 def section(record: Record, known: list[Table]) -> str:
-    """What is known of one network, in Markdown."""
+    """The section of one network, in Markdown."""
     config = record["config"]
     metrics = ", ".join(f"`{name}` {value:.2f}{unit(name)}" for name, value in record["metrics"].items())
     lines = [
@@ -51,7 +51,7 @@ def section(record: Record, known: list[Table]) -> str:
         f"- Model: {settings(config['model'])}",
         f"- Data: {settings(config['data'])}",
     ]
-    if config["data"]["name"] == "mnist":  # the images that these two make
+    if config["data"]["name"] == "mnist":  # both commands need such images
         commands = [f"`python scripts/export_onnx.py {record['id']}`"]
         if config["model"].get("transform"):
             commands.insert(0, f"`python scripts/predict.py IMAGE... --model {record['id']}`")
@@ -73,7 +73,7 @@ def settings(group: Mapping[str, Any]) -> str:
 
 
 def page(records: list[Record], known: list[Table]) -> str:
-    """The card of all of them."""
+    """The card of all networks."""
     in_order = sorted(records, key=lambda record: record["id"])
     first = in_order[0]["id"] if in_order else "ID"
     return "\n".join([INTRO.replace("{first}", first), *(section(record, known) for record in in_order)])

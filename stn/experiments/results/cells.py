@@ -1,4 +1,4 @@
-"""A cell of a table: our figure with its error, and how it stands to the paper's."""
+"""A cell of a table: our figure with its error, and its relation to the paper's."""
 
 import math
 import statistics
@@ -21,7 +21,7 @@ BESIDE = (
 
 
 def half_width(percent: float, images: int) -> float:
-    """Half of the 95 % interval (Wilson 1927) of a rate that was counted on so many images, in percent."""
+    """Half of the 95 % interval (Wilson 1927) of a rate counted on this number of images, in percent."""
     p = min(max(percent / 100, 0.0), 1.0)
     return 100 * Z / (1 + Z**2 / images) * math.sqrt(p * (1 - p) / images + (Z / (2 * images)) ** 2)
 
@@ -30,7 +30,7 @@ def half_width(percent: float, images: int) -> float:
 class Cell:
     """Our figures, in percent, for one row and column under one schedule and budget.
 
-    `failed` counts the runs without a figure; `images` is the size of the test set, None where it is not known.
+    `failed` counts the runs without a figure; `images` is the size of the test set, None if unknown.
     """
 
     row: str
@@ -50,22 +50,22 @@ class Cell:
 
     @property
     def std(self) -> float | None:
-        """The sample standard deviation over seeds, from two of them on."""
+        """The sample standard deviation over seeds, if there are at least two."""
         return statistics.stdev(self.values) if len(self.values) > 1 else None
 
     @property
     def spread(self) -> float | None:
-        """What stands after ±: `std`, or of a single run half of its 95 % interval."""
+        """The number after ±: `std`, or for a single run half of its 95 % interval."""
         if len(self.values) == 1 and self.images is not None:
             return half_width(self.values[0], self.images)
         return self.std
 
     @property
     def relation(self) -> str:
-        """How ours stands to the paper's: "<" or ">" beyond the error of both, "≈" within it, "/" not compared.
+        """How ours compares with the paper's: "<" or ">" beyond the error of both, "≈" within it, "/" not compared.
 
-        The error is the root of the sum of squares of both test sets' half widths (the paper's taken to be as large as
-        ours) and of that of our mean over seeds, plus the rounding of the paper's figure.
+        The error is the root of the sum of squares of three half widths, those of both test sets (the paper's is taken
+        to be as large as ours) and that of our mean over seeds, plus the rounding of the paper's figure.
         """
         if self.mean is None or self.paper is None or self.synthetic or self.images is None:
             return "/"
@@ -82,5 +82,5 @@ class Cell:
         return f"{self.mean:.2f}{spread}" + (f", {self.failed} failed" if self.failed else "")
 
     def beside(self) -> str:
-        """Ours and the paper's: "2.10 ± 0.28 (1) > 1.2", with "-" for what is not there."""
+        """Ours and the paper's: "2.10 ± 0.28 (1) > 1.2", with "-" for a missing figure."""
         return f"{self} {self.relation} {'-' if self.paper is None else self.paper}"

@@ -1,4 +1,4 @@
-"""What a record has to hold (version 2), key by key: anybody may have written the file."""
+"""Checks every key of a record (version 2), since anybody may have written the file."""
 
 import json
 import math
@@ -10,7 +10,7 @@ from stn.experiments.identity import GROUPS
 
 VERSION = 2
 DEEPEST = 10  # mappings within mappings of a config
-LARGE = 1e18  # no number in a record comes near it, but in its curve
+LARGE = 1e18  # limit of every number in a record, except in its curve
 LARGEST_FLOAT32 = 3.4029e38
 Record = dict[str, Any]
 Check = Callable[[Any], bool]
@@ -21,7 +21,7 @@ def _text(value: Any) -> bool:
 
 
 def _name(value: Any) -> bool:
-    """What may stand in a page, a table and a path as it is."""
+    """Whether a text is safe in a page, a table and a path."""
     return isinstance(value, str) and re.fullmatch(r"\w[\w./-]*", value) is not None
 
 
@@ -56,7 +56,7 @@ def _mapping(value: Any) -> bool:
 
 
 def _plain(value: Any, depth: int = DEEPEST) -> bool:
-    """Values that a config has: texts, numbers, true, false and null, in mappings and lists, not nested without end."""
+    """Whether a value may be in a config: texts, numbers, true, false, null, mappings and lists up to `depth`."""
     if isinstance(value, dict | list):
         inner = value.values() if isinstance(value, dict) else value
         return depth > 0 and all(_plain(one, depth - 1) for one in inner)
@@ -73,7 +73,7 @@ def _config(value: Any) -> bool:
 
 
 def _in_curve(value: Any) -> bool:
-    """What a float32 can be: NaN and infinity of a run that failed, the determinant of a transformer gone astray."""
+    """Any float32: NaN and infinity of a failed run, the huge determinant of a lost window."""
     return _number(value) or (isinstance(value, float) and not LARGEST_FLOAT32 < abs(value) < math.inf)
 
 
@@ -123,7 +123,7 @@ OPTIONAL: dict[str, Check] = {
 
 
 def checked(record: Any, what: str, remedy: str) -> Record:
-    """The record itself.  Raises ValueError, in one line, where it is no record of this version."""
+    """The record itself.  Raises ValueError if it is not a valid record of this version."""
     found = record.get("version") if isinstance(record, dict) else type(record).__name__
     if found != VERSION:
         raise ValueError(f"{what} has version {found!r:.40}, this code reads version {VERSION}: {remedy}")
@@ -132,12 +132,12 @@ def checked(record: Any, what: str, remedy: str) -> Record:
         raise ValueError(f"{what} lacks {', '.join(missing)}: {remedy}")
     for key, fits in (REQUIRED | OPTIONAL).items():
         if key in record and not fits(record[key]):
-            raise ValueError(f"{what} has {key}={record[key]!r:.60}, which cannot be: {remedy}")
+            raise ValueError(f"{what} has {key}={record[key]!r:.60}, which is not valid: {remedy}")
     return record
 
 
 def parsed(text: bytes, what: str, remedy: str) -> Any:
-    """JSON.  Raises ValueError, in one line, where it is none."""
+    """The content of a JSON text.  Raises ValueError if it is not JSON."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:

@@ -10,14 +10,23 @@ from stn.experiments.results.tables import Table
 
 # Okabe and Ito's colours without the yellow, which is pale on white; readable with any colour vision
 COLOURS = ("#000000", "#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f7f7f")
-ON_DARK = ("#f2f2f2", "#ff6b3d", "#4a9fe0", "#1fc997", "#e39ac2", "#f5c13c", "#8fd0ff", "#9a9a9a")  # the same, lighter
+ON_DARK = (
+    "#f2f2f2",
+    "#ff6b3d",
+    "#4a9fe0",
+    "#1fc997",
+    "#e39ac2",
+    "#f5c13c",
+    "#8fd0ff",
+    "#9a9a9a",
+)  # the same colours, lighter
 W, H, LEFT, RIGHT, TOP, BOTTOM = 320, 236, 56, 12, 26, 46  # of a panel and its margins, px
 Number = int | float
 Point = tuple[Number, Number]  # step and value
 
 
 def quantity(table: Table, records: list[Record]) -> str | None:
-    """What the curves show: training's value of the table's metric where every run has it, else a loss, else None."""
+    """What the curves show: the table's metric in training if every run has it, else a loss, else None."""
     keys = [set().union(*r["curve"]) for r in records if r.get("curve")]
     wanted = f"train/{table.metric.split('/')[-1]}"
     common = set.intersection(*keys) if keys else set()
@@ -25,12 +34,12 @@ def quantity(table: Table, records: list[Record]) -> str | None:
 
 
 def style(row: int) -> tuple[int, str]:
-    """Place in COLOURS and dash pattern of a table's row; another pattern where the colours begin again."""
+    """Index into COLOURS and dash pattern of a table's row; the pattern changes when the colours repeat."""
     return row % len(COLOURS), ("", "6 3", "2 2")[row // len(COLOURS) % 3]
 
 
 def panels(table: Table, records: list[Record], key: str) -> list[str]:
-    """One SVG per column that has a curve, all on the same axes; a row of the table keeps its colour throughout."""
+    """One SVG per column with a curve, all on the same axes; a row of the table has the same colour in all."""
     rows = list(table.rows)
     lines: dict[Any, list[tuple[int, list[Point]]]] = {value: [] for value in table.columns}
     for record in records:
@@ -50,7 +59,7 @@ def panels(table: Table, records: list[Record], key: str) -> list[str]:
 
 
 def ticks(low: Number, high: Number) -> list[Number]:
-    """1, 2 and 5 times powers of ten within [low, high]; powers of ten alone over many decades."""
+    """1, 2 and 5 times powers of ten within [low, high]; over many decades only powers of ten."""
     factors = (1,) if high / low > 1000 else (1, 2, 5)
     exponents = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     return [f * 10.0**e for e in exponents for f in factors if low <= f * 10.0**e <= high]

@@ -1,4 +1,4 @@
-"""A table as text: Markdown under a sentence that says what it shows, CSV, and its place in a page of prose."""
+"""A table as text: Markdown below a sentence on its contents, CSV, and its place in a page."""
 
 import csv
 import io
@@ -15,9 +15,9 @@ CSV_COLUMNS = ("row", "column", "schedule", "budget", "params", "n", "mean", "st
 
 
 def grid(table: Table, found: list[Cell]) -> list[list[str]]:
-    """The table as text, header first, without the rows of which nothing was run.
+    """The table as text, header first, without rows that have no run.
 
-    A cell reads ours and the paper's, or ours alone where the paper has no figures.
+    A cell reads ours and the paper's, or ours alone if the paper has no figures.
     """
     rows = [[f"{table.unit}, ours / paper" if table.paper else table.unit, *table.columns.values()]]
     width = len(table.columns)
@@ -29,7 +29,7 @@ def grid(table: Table, found: list[Cell]) -> list[list[str]]:
 
 
 def describe(records: list[Record], table: Table, schedule: str, budget: int | None) -> str:
-    """A few words: the data where they are synthetic, schedule, steps, size, seeds, time, machine and precision."""
+    """A summary: the data if synthetic, schedule, steps, size, seeds, time, machine and precision."""
     mine = [r for r in records if belongs(table, r) and (r["schedule"], r["budget"]) == (schedule, budget)]
     finished = [r for r in mine if r["status"] == "finished"]
     data = ", ".join(sorted({r["config"]["data"]["name"] for r in mine}))
@@ -52,7 +52,7 @@ def describe(records: list[Record], table: Table, schedule: str, budget: int | N
 
 
 def _steps(table: Table, finished: list[Record]) -> str:
-    """6,000 steps of 64 images; where they differ, of which classifier, or of which row if it has none in its label."""
+    """6,000 steps of 64 images; if rows differ, with the classifier, or the row if its label names none."""
     kinds: dict[tuple[int, int | None], list[str]] = {}
     for record in sorted(finished, key=lambda r: list(table.rows).index(r["experiment"])):
         label = table.rows[record["experiment"]]
@@ -68,7 +68,7 @@ def _steps(table: Table, finished: list[Record]) -> str:
 
 
 def _size(finished: list[Record], budget: int | None) -> str:
-    """How large the networks are, and by which rule."""
+    """The size of the networks, and the rule behind it."""
     if budget is not None:
         return f"at most {budget:,} trainable parameters in every model"
     params, model = [r["params"] for r in finished], finished[0]["config"]["model"]
@@ -83,7 +83,7 @@ def _size(finished: list[Record], budget: int | None) -> str:
 
 
 def tally(found: list[Cell]) -> str:
-    """How often ours lies below the paper's figure, within the error of both, and above; empty where none compares."""
+    """How often ours is below the paper's figure, level within the error of both, or above; empty if none compares."""
     counts = Counter(cell.relation for cell in found)
     compared = sum(counts[sign] for sign in "<≈>")
     if not compared:
@@ -98,9 +98,9 @@ def legend(table: Table) -> str:
 
 
 def markdown(table: Table, records: list[Record], best: bool = False) -> str:
-    """One Markdown table per kind of data, schedule and budget, each under a sentence that says what it shows.
+    """One Markdown table per kind of data, schedule and budget, each below a sentence on its contents.
 
-    With `best` the first of them alone (`schedules`).
+    With `best` only the first of them (`schedules`).
     """
     parts = []
     for block, schedule, budget in blocks(table, records)[: 1 if best else None]:
@@ -115,17 +115,17 @@ def markdown(table: Table, records: list[Record], best: bool = False) -> str:
 
 
 def escaped(text: str) -> str:
-    """A record's text as it reads, in Markdown: neither markup nor HTML, on one line."""
+    """A record's text for Markdown, shown literally on one line: no markup, no HTML."""
     return re.sub(r"([\\`*\[\]|~])", r"\\\1", escape(" ".join(text.split()), quote=False))
 
 
 def in_markdown(lines: list[list[str]]) -> str:
-    """Lines of cells, the header and its rule first."""
+    """Lines of cells as a Markdown table; the header and its rule come first."""
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def put(page: str, name: str, content: str) -> str:
-    """A page with this between its lines `<!-- <name> -->` and `<!-- /<name> -->`, or as it is where it has none."""
+    """A page with this content between `<!-- <name> -->` and `<!-- /<name> -->`; unchanged if it lacks these lines."""
     start, end = f"<!-- {name} -->", f"<!-- /{name} -->"
     if start not in page or end not in page:
         return page
@@ -133,14 +133,14 @@ def put(page: str, name: str, content: str) -> str:
 
 
 def into_page(page: str, table: Table, records: list[Record]) -> str:
-    """A Markdown page with the best block of the table in the table's place."""
+    """A Markdown page with the best block of the table between the table's lines."""
     return put(page, table.name, markdown(table, records, best=True))
 
 
 def write(folder: Path, table: Table, records: list[Record]) -> list[Path]:
     """The table as <folder>/<name>.md and .csv; the CSV has one line per row, column and schedule (`CSV_COLUMNS`).
 
-    Returns which of the two files say anything new.
+    Returns which of the two files changed.
     """
     folder.mkdir(exist_ok=True)
     text = io.StringIO()

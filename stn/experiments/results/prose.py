@@ -2,11 +2,11 @@
 
     The FCN has an error of <!-- = table1/mnist_fcn/tc/paper -->16.99<!-- / --> %.
 
-What stands between the two comments is made.  A cell is table/experiment/column/schedule; * in experiment or column
-takes several, `best` is the schedule that `pages.into_page` shows.  A further word asks for something else than our
-mean (`FACTS`), or for a metric of each run (`test/st1_head`, `test/st?_head`); "A : B" divides A by B, cell by cell or
-one by many.  Several figures read "0.67 to 0.85", a figure without a record "not run".  A mark may not begin a line,
-which would end the paragraph.
+The text between the two comments is generated.  A cell is table/experiment/column/schedule.  A * in experiment or
+column selects several, and `best` is the schedule that `pages.into_page` shows.  A further word asks for another fact
+than our mean (`FACTS`), or for a metric of each run (`test/st1_head`, `test/st?_head`).  "A : B" divides A by B, cell
+by cell or one by many.  Several figures read "0.67 to 0.85", a figure without a record "not run".  A mark must not
+begin a line, which would end the paragraph.
 """
 
 import math
@@ -46,18 +46,18 @@ FACTS: dict[str, Callable[[Found], str]] = {
 def _metric(pattern: str, found: Found) -> str:
     values = [r["metrics"][key] for _, runs in found for r in runs for key in matching(r["metrics"], pattern)]
     if not values:
-        raise ValueError(f"no record there has a metric {pattern!r}")
+        raise ValueError(f"none of these records has a metric {pattern!r}")
     return span(values, ".2f")
 
 
 def find(address: str, known: list[tables.Table], records: list[Record]) -> Found:
     """The cells at table/experiment/column/schedule that have a figure.
 
-    Raises ValueError where the table has no such row or column.
+    Raises ValueError if the table has no such row or column.
     """
     table = next((table for table in known if table.name == address.split("/")[0]), None)
     if table is None or address.count("/") != 3:
-        raise ValueError(f"{address!r} names no cell: table/experiment/column/schedule does")
+        raise ValueError(f"{address!r} is not a cell: write table/experiment/column/schedule")
     _, row, column, schedule = address.split("/")
     rows, columns = matching(table.rows, row), matching(table.columns, column)
     if not rows or not columns:
@@ -74,12 +74,12 @@ def find(address: str, known: list[tables.Table], records: list[Record]) -> Foun
 
 
 def figure(words: str, known: list[tables.Table], records: list[Record]) -> str:
-    """What `words` of a mark asks for.  Raises ValueError on an address or a fact that there is not."""
+    """The figure that the `words` of a mark ask for.  Raises ValueError on an unknown address or fact."""
     sides = []
     for side in words.split(" : "):
         address, _, fact = side.strip().partition(" ")
         if (fact or "mean") not in FACTS and not fact.startswith("test/"):
-            raise ValueError(f"{words!r}: unknown {fact!r}; choose {', '.join(FACTS)}, or a metric, test/...")
+            raise ValueError(f"{words!r}: unknown {fact!r}: choose one of {', '.join(FACTS)}, or a metric, test/...")
         sides.append((find(address, known, records), fact or "mean"))
     if not all(found for found, _ in sides):
         return "not run"

@@ -1,8 +1,8 @@
-"""Records: what a run asked for and what came of it; tables, figures and reports are made of nothing else.
+"""Records: the settings of a run and its results.  Tables, figures and reports are made from records alone.
 
-A run leaves `result.json` (version 2, docs/records.md explains its keys).  The records that stay are in three files in
-git: records.jsonl, one run a line; curves.jsonl; and environments.json, which names machines and data once.  A record
-is data: reading one calls nothing that it names.
+A run leaves `result.json` (version 2; docs/records.md explains its keys).  Kept records are in three files in git:
+records.jsonl, one run per line; curves.jsonl; and environments.json, which holds every machine and data set once.  A
+record is data: reading one calls nothing that it names.
 """
 
 import hashlib
@@ -36,10 +36,10 @@ __all__ = [
     "write",
 ]
 
-POINTS = 100  # of a curve that is kept or drawn
+POINTS = 100  # most points of a kept or drawn curve
 RESTORE = "`git checkout` the file to restore it"
-DIGITS = 4  # significant ones of a kept curve's values
-ENVIRONMENT = ("versions", "device")  # keys of a record that stand in environments.json
+DIGITS = 4  # significant digits of a kept curve's values
+ENVIRONMENT = ("versions", "device")  # keys of a record that are kept in environments.json
 LINE = ("version", "id", "experiment", "schedule", "seed", "status", "metrics", "params", "steps", "seconds",
         "core_seconds", "samples_per_s", "precision", "budget", "smoke", "synthetic", "in_shape", "classes", "config",
         "revisions", "overrides", "environment", "data", "threads", "commit", "dirty", "sessions", "weights_sha256",
@@ -47,34 +47,36 @@ LINE = ("version", "id", "experiment", "schedule", "seed", "status", "metrics", 
 
 
 def unit(metric: str) -> str:
-    """What stands after a figure: all metrics are in percent but correlations."""
+    """The unit after a figure: all metrics are percentages except correlations."""
     return "" if "correlation" in metric else " %"
 
 
 def metrics_of(record: Record) -> dict[str, int | float]:
-    """The metrics under the name of what they are of: test/... becomes valid/... where data.test_split is valid."""
+    """The metrics, named after their split: test/... becomes valid/... if data.test_split is valid."""
     split = record["config"]["data"].get("test_split", "test")
     return {re.sub("^test/", f"{split}/", key): value for key, value in record["metrics"].items()}
 
 
 def core_seconds(record: Record) -> float:
-    """The CPU time of a run's training; of a record from before it was measured, its seconds times its threads."""
+    """The CPU time of a run's training; for older records, which lack it, seconds times threads."""
     return float(record.get("core_seconds") or record["seconds"] * record["threads"])
 
 
 def read(path: Path) -> Record:
-    """The record in `path`.  Raises ValueError, in one line, on anything that is not a whole record of this version."""
+    """The record in `path`.  Raises ValueError on anything but a valid record of this version."""
     what, remedy = f"the record {path}", "delete it to run again"
     content = parsed(path.read_bytes(), what, remedy)
     written = content.pop("sha256", None) if isinstance(content, dict) else None
-    bound = isinstance(content, dict) and (written is not None or "weights_sha256" in content)  # older ones: neither
+    bound = isinstance(content, dict) and (
+        written is not None or "weights_sha256" in content
+    )  # older records have neither
     if bound and written != _digest(content):
-        raise ValueError(f"{what} is damaged (it is not as the run wrote it): {remedy}")
+        raise ValueError(f"{what} is damaged (it was changed after the run): {remedy}")
     return checked(content, what, remedy)
 
 
 def write(path: Path, record: Record) -> None:
-    """Write a record in one step, and as its last key the checksum of the others."""
+    """Write a record atomically; its last key is the checksum of the others."""
     replace(path, json.dumps(record | {"sha256": _digest(record)}, indent=1))
 
 
@@ -83,7 +85,7 @@ def _digest(record: Record) -> str:
 
 
 def replace(path: Path, content: str | bytes) -> bool:
-    """Write a file in one step, so that it is whole or as it was.  False where it holds the content already.
+    """Write a file atomically.  Returns False, and writes nothing, if it already has the content.
 
     A symbolic link is replaced, not followed.
     """
@@ -102,7 +104,7 @@ def replace(path: Path, content: str | bytes) -> bool:
 
 
 def commit(scratch: Path, path: Path) -> None:
-    """Put a file that was written beside `path` in its place, once its bytes are on the disk."""
+    """Move a file that was written beside `path` to `path`, once its bytes are on the disk."""
     with writing(path):
         with open(scratch, "rb") as file:
             os.fsync(file.fileno())
@@ -110,23 +112,23 @@ def commit(scratch: Path, path: Path) -> None:
 
 
 def read_all(runs: Path, results: Path, damaged: list[str] | None = None, curves: bool = False) -> list[Record]:
-    """The records of `runs`, then those that are kept in `results`; of the same id, the first."""
+    """The records in `runs`, then the kept ones in `results` with other ids."""
     return and_kept(read_runs(runs, damaged), results, damaged, curves)
 
 
 def and_kept(own: list[Record], results: Path, damaged: list[str] | None = None, curves: bool = False) -> list[Record]:
-    """These records, then those of other ids that are kept in `results`."""
+    """These records, then the kept ones in `results` with other ids."""
     mine = {record["id"] for record in own}
     return own + [record for record in read_kept(results, curves, damaged) if record["id"] not in mine]
 
 
 def read_unfinished(runs: Path) -> list[tuple[Path, Record]]:
-    """The folders of the runs below `runs` that have a checkpoint and no result, with their records so far."""
+    """The folders of the runs in `runs` that have a checkpoint and no result, with their records so far."""
     found = []
     for path in sorted(runs.rglob("unfinished.json")):
         try:
             found.append((path.parent, read(path)))
-        except FileNotFoundError:  # the run has ended since
+        except FileNotFoundError:  # the run has just ended
             continue
         except ValueError as error:  # another run's file must not end this command
             logging.getLogger(__name__).warning("%s", error)
@@ -134,9 +136,9 @@ def read_unfinished(runs: Path) -> list[tuple[Path, Record]]:
 
 
 def read_runs(runs: Path, damaged: list[str] | None = None, smoke: bool = False) -> list[Record]:
-    """The record of every run below a folder that has ended: of smoke runs alone, or of all others.
+    """The records of the finished and failed runs in a folder: only smoke runs, or all others.
 
-    What is wrong with a record that cannot be read goes into `damaged`, where there is such a list; else it raises.
+    The error of an unreadable record is appended to `damaged`; if that is None, it is raised.
     """
     found: dict[str, Record] = {}
     for path in sorted(runs.rglob("result.json")):
@@ -151,9 +153,9 @@ def read_runs(runs: Path, damaged: list[str] | None = None, smoke: bool = False)
 
 
 def read_kept(results: Path, curves: bool = False, damaged: list[str] | None = None) -> list[Record]:
-    """The records in results/records.jsonl, as `read` gives them, but with a `curve` only where `curves` asks for it.
+    """The records in results/records.jsonl as from `read`, but with a `curve` only if `curves` is true.
 
-    What is wrong with a line that cannot be read goes into `damaged`, where there is such a list; else it raises.
+    The error of an unreadable line is appended to `damaged`; if that is None, it is raised.
     """
     shared = _environments(results)
     drawn = {}
@@ -172,13 +174,13 @@ def read_kept(results: Path, curves: bool = False, damaged: list[str] | None = N
 
 
 def keep(records: Iterable[Record], results: Path) -> list[str]:
-    """Add lines for the runs that have ended and have none yet, smoke runs left out.  Returns their ids.
+    """Add lines for finished and failed runs that have none yet, except smoke runs.  Returns their ids.
 
-    A line that is there stays as it is, but for that of a failed run that has finished since.  Raises ValueError where
-    one is damaged.
+    Existing lines do not change, except that of a failed run that has finished since.  Raises ValueError on a damaged
+    line.
     """
     there = {record["id"]: record["status"] for record in read_kept(results, curves=True)}
-    better = {"finished": (None, "failed"), "failed": (None,)}  # than what is there
+    better = {"finished": (None, "failed"), "failed": (None,)}  # than the kept status
     new = {r["id"]: r for r in records
            if not r["smoke"] and there.get(r["id"]) in better.get(r["status"], ())}  # fmt: skip
     shared = _environments(results)
@@ -194,12 +196,12 @@ def keep(records: Iterable[Record], results: Path) -> list[str]:
     if new:
         replace(results / "environments.json", json.dumps(shared, indent=1, sort_keys=True) + "\n")
         _add(results / "curves.jsonl", curves)
-        _add(results / "records.jsonl", lines)  # last, so that all that its lines name is there
+        _add(results / "records.jsonl", lines)  # last, so that everything its lines name exists
     return sorted(new)
 
 
 def thin(curve: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """At most POINTS entries: the last step and the mean values of each run of neighbours, where they are numbers."""
+    """At most POINTS entries: each has the last step and the mean numbers of a group of neighbours."""
     size = -(-len(curve) // POINTS)
     entries = []
     for i in range(0, len(curve), size or 1):
@@ -218,7 +220,7 @@ def _blame(error: ValueError, damaged: list[str] | None) -> None:
 
 
 def _lines(path: Path, damaged: list[str] | None) -> Iterator[tuple[str, Record]]:
-    """Of every line its place, for messages, and its content, which has an id."""
+    """The name of every line, for messages, and its content, which has an id."""
     for number, text in enumerate(path.read_bytes().splitlines() if path.exists() else (), 1):
         what = f"line {number} of {path}"
         try:
@@ -242,24 +244,24 @@ def _environments(results: Path) -> dict[str, dict[str, Any]]:
 
 
 def _named(known: dict[str, Any], content: dict[str, Any]) -> str:
-    """The key of `content`, which is among the known ones from now on."""
+    """The key of `content`, which is added to the known ones."""
     key = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
     known[key] = content
     return key
 
 
 def _expanded(line: Record, shared: dict[str, dict[str, Any]], what: str) -> Record:
-    """The record of a line, with what environments.json knows of its machine and its data."""
+    """The record of a line, with its machine and data from environments.json."""
     environment = shared["environments"].get(str(line.get("environment")))
     data = shared["data"].get(str(line.get("data")))
     if not (isinstance(environment, dict) and isinstance(data, dict)):
-        raise ValueError(f"{what} names an environment or data that environments.json does not have: {RESTORE}")
+        raise ValueError(f"{what} names an environment or data that environments.json lacks: {RESTORE}")
     rest = {key: value for key, value in line.items() if key not in ("environment", "data")}
     return checked(rest | environment | {"data_sha256": data}, what, RESTORE)
 
 
 def _columns(curve: list[dict[str, Any]]) -> dict[str, Any]:
-    """The values of every key of a curve, null where an entry has none."""
+    """The values of every key of a curve, null if an entry has none."""
     entries = thin(curve)
     columns = {
         key: [_rounded(entry.get(key)) for entry in entries] for key in dict.fromkeys(k for e in entries for k in e)
@@ -272,7 +274,7 @@ def _rounded(value: int | float | None) -> float | None:
 
 
 def _with_curve(record: Record, what: str, line: Record) -> Record:
-    """A kept record with its curve, one entry a block, as a run has it."""
+    """A kept record with its curve as a run has it, one entry per block."""
     columns = {key: values for key, values in line.items() if key != "id"}
     lists = [values for values in columns.values() if isinstance(values, list)]
     if len(lists) < len(columns) or len({len(values) for values in lists}) > 1:
@@ -283,7 +285,7 @@ def _with_curve(record: Record, what: str, line: Record) -> Record:
 
 
 def _add(path: Path, lines: dict[str, str]) -> None:
-    """Put lines by id into a file that is sorted by it; all others stay as they are, to the letter."""
+    """Insert lines by id into a file that is sorted by it; all others stay byte for byte."""
     there = {json.loads(line)["id"]: line for line in (path.read_text().splitlines() if path.exists() else ())}
     both = there | lines
     replace(path, "".join(f"{both[name]}\n" for name in sorted(both)))

@@ -1,6 +1,6 @@
 """The report: every record as one HTML page that needs no server, no network and no script.
 
-The page is a function of the records, conf/table, the pictures and results/not_run.yaml alone: the same files give the
+The page depends on the records, conf/table, the pictures and results/not_run.yaml alone: the same files always make the
 same bytes.
 """
 
@@ -30,22 +30,22 @@ STANDINGS = {
     "worse": "ours is worse by more than the error of both",
     "no figure in the paper": "there is nothing to compare with",
     "synthetic data": "the data were generated here, so the figure is never compared",
-    "not compared": "how many test images there are, and so the error, is not known",
-    "failed": "the loss became no number; the reason is listed below",
+    "not compared": "the number of test images, and so the error, is unknown",
+    "failed": "the loss became NaN or infinite; the reason is listed below",
     "not run": "no record; the reason is listed below",
 }
-MOST_COLUMNS = 6  # of a table on the page; one that is wider is printed with its rows as columns
+MOST_COLUMNS = 6  # of a table on the page; a wider one is transposed
 PICTURES = {".png", ".jpg", ".gif", ".webp", ".svg"}
 FILMS = {".mp4", ".webm"}
 
 
 def counts_errors(table: Table) -> bool:
-    """Whether less of the table's metric is better: errors are counted, not hits."""
+    """Whether the table's metric counts errors, of which less is better."""
     return "error" in table.metric
 
 
 def standing(cell: Cell, errors: bool) -> str:
-    """One of STANDINGS; `errors` says that the cell counts errors, of which less is better, else hits."""
+    """One of STANDINGS; `errors` says whether the cell counts errors, of which less is better."""
     if cell.mean is None:
         return "failed" if cell.failed else "not run"
     if cell.synthetic:
@@ -58,7 +58,7 @@ def standing(cell: Cell, errors: bool) -> str:
 
 @dataclass(frozen=True)
 class Shown:
-    """A cell as it is printed."""
+    """A cell as shown on the page."""
 
     row: str
     column: str
@@ -68,7 +68,7 @@ class Shown:
 
 
 def show(cell: Cell, errors: bool) -> Shown:
-    """Ours as the tables have it; beside it the paper's figure and the difference."""
+    """Our figure as in the tables, with the paper's figure and the difference."""
     said = standing(cell, errors)
     beside = "paper: none" if cell.paper is None else f"paper {cell.paper}"
     if said in ("better", "level", "worse"):
@@ -86,7 +86,7 @@ def duration(seconds: int | float) -> str:
 
 
 def span(values: Sequence[int | float], form: str = ",.0f") -> str:
-    """From the least to the greatest, one number where they are the same, "not recorded" where there is none."""
+    """The range from least to greatest, one number if they are equal, "not recorded" if there is none."""
     if not values:
         return "not recorded"
     texts = list(dict.fromkeys((format(min(values), form), format(max(values), form))))
@@ -94,12 +94,12 @@ def span(values: Sequence[int | float], form: str = ",.0f") -> str:
 
 
 def variants(table: Table, found: list[Record]) -> list[dict[str, Any]]:
-    """Every kind of data, schedule and budget that the table has records of, the one to read first at the head."""
+    """Every kind of data, schedule and budget with records in the table, the most complete first."""
     return [variant(table, *block) for block in tables.blocks(table, found)]
 
 
 def variant(table: Table, found: list[Record], schedule: str, budget: Any) -> dict[str, Any]:
-    """What the page says of one table under one schedule and budget."""
+    """The page's data on one table under one schedule and budget."""
     mine = [r for r in found if tables.belongs(table, r) and (r["schedule"], r["budget"]) == (schedule, budget)]
     cells = [show(cell, counts_errors(table)) for cell in tables.cells(table, found, schedule, budget)]
     rows, columns = list(table.rows.values()), list(table.columns.values())
@@ -137,10 +137,10 @@ def variant(table: Table, found: list[Record], schedule: str, budget: Any) -> di
 
 
 def missing(shown: list[tuple[Table, list[dict[str, Any]]]], reasons: list[dict[str, str]]) -> list[tuple[str, ...]]:
-    """(table, schedule, which cells, why) of what has no run; `reasons` are the entries of results/not_run.yaml.
+    """(table, schedule, cells, reason) for cells without a run; `reasons` are the entries of results/not_run.yaml.
 
-    An entry fits where its table, schedule, row and column, each a pattern and any where not given, do;
-    the first counts.
+    The first entry counts whose table, schedule, row and column match.  Each of these is a pattern; a missing one
+    matches everything.
     """
 
     def why(**cell: str) -> str:
@@ -173,7 +173,7 @@ def embed(path: Path) -> str:
 
 
 def pictures(folder: Path) -> list[dict[str, Any]]:
-    """The pictures and films of a folder, with what captions.yaml there says of each, in its order; others follow."""
+    """The pictures and films of a folder, with captions and in the order of its captions.yaml; others follow."""
     listed = folder / "captions.yaml"
     captions: dict[str, str] = read_yaml(listed) or {} if listed.exists() else {}
     files = {p.stem: p for p in sorted(folder.rglob("*")) if p.suffix in PICTURES | FILMS}
@@ -192,7 +192,7 @@ def pictures(folder: Path) -> list[dict[str, Any]]:
 
 
 def machines(found: list[Record]) -> list[tuple[int, str, str, str]]:
-    """How many runs each combination of machine, versions and commit made."""
+    """The number of runs of each combination of machine, versions and commit."""
 
     def where(record: Record) -> tuple[str, str, str]:
         commit = record["commit"]
@@ -208,7 +208,7 @@ def machines(found: list[Record]) -> list[tuple[int, str, str, str]]:
 
 
 def every_run(found: list[Record]) -> list[tuple[str, ...]]:
-    """One line a record: name, schedule, seed, result, parameters, steps, time, device, identity."""
+    """One line per record: name, schedule, seed, result, parameters, steps, time, device, identity."""
     lines = []
     for r in found:
         settings = [o for o in r["overrides"] if o.split("=")[0] not in tables.NEUTRAL]
@@ -236,26 +236,26 @@ def code(text: str) -> Markup:
 
 @cache
 def template() -> Template:
-    """The page's, which writes every string as text unless it is marked up here."""
+    """The page's template, which escapes every string unless it is marked up here."""
     loader = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     loader.filters |= {"code": code, "duration": duration}
     return loader.from_string((Path(__file__).parent / "report.html.j2").read_text())
 
 
 def page(found: list[Record], known: list[Table], figures: Path, not_run: Path, damaged: list[str]) -> str:
-    """The report of the records `found`; `damaged` are the lines about those that could not be read.
+    """The report of the records `found`; `damaged` are the errors of those that could not be read.
 
-    Raises ValueError, in one line, where there is no record at all.
+    Raises ValueError if there is no record at all.
     """
     damaged, usable = list(damaged), []
     for record in found:
         lacking = [t.metric for t in known if tables.belongs(t, record) and t.metric not in record["metrics"]]
         if record["status"] == "finished" and lacking:
-            damaged.append(f"the record {record['id']} has no {lacking[0]} among its metrics: delete it to run again")
+            damaged.append(f"the record {record['id']} lacks the metric {lacking[0]}: delete it to run again")
         else:
             usable.append(record)
     if not usable:
-        raise ValueError("there is no record to report on: make one with `make reproduce-table1`")
+        raise ValueError("there is no record to report: make some with `make reproduce-table1`")
     in_order = sorted(known, key=lambda t: (not t.name.startswith("table"), t.name))  # the paper's numbered ones first
     shown = [(t, variants(t, usable)) for t in in_order]
     dots = against.series([t for t in in_order if t.name.startswith("table") and counts_errors(t)], usable)

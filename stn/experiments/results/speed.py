@@ -1,4 +1,4 @@
-"""What an error costs: the core-minutes of every cell of a table under each schedule, beside the error it reached."""
+"""The cost of an error: the core-minutes of every cell of a table under each schedule, with the error it reached."""
 
 from stn.experiments.results.pages import in_markdown
 from stn.experiments.results.records import Record, core_seconds
@@ -14,7 +14,7 @@ The errors are test errors at the end of each schedule. When a run first came as
 
 
 def page(tables: list[Table], records: list[Record]) -> str:
-    """A Markdown page with one table for each of `tables`: its cells by schedule, the seed that comes first."""
+    """A Markdown page with one table for each of `tables`: its cells by schedule, for the first seed."""
     parts = [HEAD]
     for table in tables:
         found: dict[tuple[str, str], dict[str, Record]] = {}

@@ -1,7 +1,7 @@
-"""Studies of what the paper leaves open: one option each, the same models under all of its values.
+"""Studies of what the paper leaves open: each varies one option, for the same models.
 
-Their runs are judged on validation and kept apart from those of the tables, in results/studies/records.jsonl.  A row
-holds runs of one model with one number of steps, so that within a row nothing but the option differs.
+Their runs are tested on validation data and kept apart from those of the tables, in results/studies/records.jsonl.  A
+row holds runs of one model with one number of steps, so within a row only the option differs.
 """
 
 from collections.abc import Callable, Iterable
@@ -14,7 +14,7 @@ from stn.experiments.results.pages import in_markdown, put
 from stn.experiments.results.records import Record
 from stn.experiments.yaml_files import read_yaml
 
-Row = tuple[str, str, int | None, int, int]  # experiment, distortion, width unless that is the option, steps, batch
+Row = tuple[str, str, int | None, int, int]  # experiment, distortion, width unless it is the option, steps, batch
 ORDER = ("mnist_fcn", "mnist_cnn", "mnist_st_fcn_affine", "mnist_st_fcn_projective", "mnist_st_fcn_tps",
          "mnist_st_cnn_affine", "mnist_st_cnn_tps", "addition_fcn", "addition_st_fcn_affine",
          "svhn_multi", "cub_2st_448", "voxel_st_cnn")  # fmt: skip
@@ -22,11 +22,11 @@ ORDER = ("mnist_fcn", "mnist_cnn", "mnist_st_fcn_affine", "mnist_st_fcn_projecti
 
 @dataclass(frozen=True)
 class Study:
-    """An option of the config: `value_of` a record, the values in their order, and the distortions it is studied on."""
+    """An option of the config: `value_of` a record, its values in order, and the distortions it is studied on."""
 
     option: str
     value_of: Callable[[Record], Any]
-    values: dict[Any, str]  # as they are called in a table
+    values: dict[Any, str]  # with their names in a table
     distortions: tuple[str, ...]
 
 
@@ -105,13 +105,13 @@ def results(study: str, records: Iterable[Record]) -> dict[Row, dict[Any, Record
 
 @cache
 def _of_experiment(experiment: str) -> dict[str, Any]:
-    """Its label and the paper's figures."""
+    """The experiment's label and the paper's figures."""
     content: dict[str, Any] = read_yaml(ROOT / f"conf/experiment/{experiment}.yaml")["row"]
     return content
 
 
 def named(row: Row, many: bool = False) -> str:
-    """What a row is called; with `many` distortions in the study, which."""
+    """The name of a row, with its distortion if the study has `many`."""
     experiment, place, width, *_ = row
     parts = [
         _of_experiment(experiment)["label"],
@@ -122,7 +122,7 @@ def named(row: Row, many: bool = False) -> str:
 
 
 def paper(row: Row) -> float | None:
-    """Its test error, %."""
+    """The paper's test error for a row, %."""
     printed: float | None = _of_experiment(row[0])["paper"].get("rts" if row[1] == "addition" else row[1])
     return printed
 
@@ -134,8 +134,9 @@ def error(record: Record) -> float:
 def markdown(study: str, records: Iterable[Record]) -> str:
     """A study as a table: validation error, %, beside the paper's test error.
 
-    Beside an error stands what a short schedule changes least: on widths the parameters, else how many times the same
-    model's error on R it is, after as many steps, as for the paper's figures.
+    A second number follows each error.  In the study of widths it is the number of parameters.  Elsewhere it is the
+    ratio to the same model's error on R after as many steps, which a short schedule changes least; the paper's figures
+    have it, too.
     """
     records = list(records)
     what, rows = STUDIES[study], results(study, records)

@@ -1,4 +1,4 @@
-"""A table of the paper: what it reports (conf/table, and the rows of conf/experiment) beside what our records hold."""
+"""A table of the paper: the paper's figures (conf/table, and the rows of conf/experiment) and our records' figures."""
 
 import statistics
 from dataclasses import dataclass, field
@@ -9,7 +9,7 @@ from stn.experiments.results.cells import TEST_IMAGES, Cell
 from stn.experiments.results.records import Record
 from stn.experiments.yaml_files import read_yaml
 
-# overrides that leave a run what its row says; with any other one it is an experiment of its own and in no table
+# a run with other overrides than these is an experiment of its own, and in no table
 NEUTRAL = {"experiment", "table", "schedule", "seed", "budget", "runs_dir", "device", "devices", "accumulate",
            "threads", "precision", "checkpoint_every_s", "pictures", "progress", "logger", "data.root",
            "data"}  # fmt: skip
@@ -19,7 +19,7 @@ NEUTRAL = {"experiment", "table", "schedule", "seed", "budget", "runs_dir", "dev
 class Table:
     """Rows are experiments, columns values of one config key, `paper` the printed figures by row and column.
 
-    `borrowed` rows are another table's, shown for comparison: their records alone make no table.
+    `borrowed` rows belong to another table and are shown for comparison: their records alone do not make a table.
     """
 
     name: str
@@ -35,7 +35,7 @@ class Table:
 
     @property
     def own_keys(self) -> set[str]:
-        """How an override may choose the column: data.distortion.name also as the group data/distortion."""
+        """The overrides that choose the column: data.distortion.name also as the group data/distortion."""
         return {self.column_key, self.column_key.removesuffix(".name").replace(".", "/")}
 
 
@@ -57,9 +57,9 @@ def load(path: Path) -> Table:
         paper[name] = {column: figure for column, figure in of_columns.items() if figure is not None}
         if row["table"] != settings["name"]:
             borrowed.append(name)
-    if len(borrowed) == len(rows):  # another table's models, all of them, in columns that are this table's own
+    if len(borrowed) == len(rows):  # all rows are another table's, but in this table's own columns
         borrowed = []
-    if not any(paper[name] for name in rows if name not in borrowed):  # nor is then a borrowed row's figure one of it
+    if not any(paper[name] for name in rows if name not in borrowed):  # a borrowed row's figures do not count alone
         paper = {}
     return Table(
         **settings, rows=rows, paper={name: figures for name, figures in paper.items() if figures}, borrowed=borrowed
@@ -67,22 +67,22 @@ def load(path: Path) -> Table:
 
 
 def _row(table: Path, experiment: str) -> dict[str, Any]:
-    """What an experiment's file says of its row."""
+    """The `row` of an experiment's file."""
     row: dict[str, Any] = read_yaml(table.parents[1] / "experiment" / f"{experiment}.yaml")["row"]
     return row
 
 
 def schedule(conf: Path, name: str) -> dict[str, Any]:
-    """A file of conf/schedule.  Raises ValueError where there is none of that name."""
+    """A file of conf/schedule.  Raises ValueError if there is none of that name."""
     known = {path.stem: path for path in sorted((conf / "schedule").glob("*.yaml"))}
     if name not in known:
-        raise ValueError(f"unknown --schedule {name}: choose {', '.join(known)}")
+        raise ValueError(f"unknown --schedule {name}: choose one of {', '.join(known)}")
     settings: dict[str, Any] = read_yaml(known[name])
     return settings
 
 
 def column_of(table: Table, record: Record) -> str:
-    """The value of the table's column key in a record's config, empty where it has no such key."""
+    """The value of the table's column key in a record's config, empty if it has no such key."""
     value: Any = record["config"]
     for part in table.column_key.split("."):
         value = value.get(part) if isinstance(value, dict) else None
@@ -90,9 +90,9 @@ def column_of(table: Table, record: Record) -> str:
 
 
 def belongs(table: Table, record: Record) -> bool:
-    """Whether a record is one of this table's: one of its experiments, as it stands, in one of its columns.
+    """Whether a record belongs to this table: one of its experiments, unchanged, in one of its columns.
 
-    Another data set (data=NAME) with the same columns counts too: synthetic data have a block of their own.
+    Another data set (data=NAME) with the same columns counts, too: synthetic data have their own block.
     """
     if record["experiment"] not in table.rows:
         return False
@@ -107,7 +107,7 @@ def cell_of(table: Table, record: Record) -> tuple[str, str]:
 
 
 def seconds_per_step(records: list[Record], overrides: list[str]) -> float | None:
-    """What one training step took in the records of the same cell, whatever their seeds and schedules."""
+    """Seconds per training step in the records of the same cell, for any seed and schedule; None if there are none."""
 
     def cell(words: list[str]) -> set[str]:
         return {w for w in words if w.startswith("experiment=") or w.split("=")[0] not in NEUTRAL}
@@ -118,7 +118,7 @@ def seconds_per_step(records: list[Record], overrides: list[str]) -> float | Non
 
 
 def schedules(table: Table, records: list[Record]) -> list[tuple[str, int | None]]:
-    """The (schedule, budget) pairs that the table has records of: the one with most cells first, then the longest."""
+    """The (schedule, budget) pairs with records in the table: most cells first, then the longest schedule."""
     steps: dict[tuple[str, int | None], int] = {}
     run: dict[tuple[str, int | None], set[tuple[str, str]]] = {}
     for record in records:
@@ -131,18 +131,18 @@ def schedules(table: Table, records: list[Record]) -> list[tuple[str, int | None
 
 
 def blocks(table: Table, records: list[Record]) -> list[tuple[list[Record], str, int | None]]:
-    """What is one table each: the records of collected data, then of synthetic ones, by schedule and budget."""
+    """The blocks that are shown as one table each: by kind of data (synthetic last), schedule and budget."""
     kinds = [[r for r in records if r["synthetic"] is synthetic] for synthetic in (False, True)]
     return [(kind, *pair) for kind in kinds for pair in schedules(table, kind)]
 
 
 def cells(table: Table, records: list[Record], schedule: str, budget: int | None) -> list[Cell]:
-    """Every cell of the table, row by row; one without a record has no values."""
+    """Every cell of the table, row by row; a cell without a record has no values."""
     found: dict[tuple[str, str], dict[int, Record]] = {}
     for record in records:
         if belongs(table, record) and (record["schedule"], record["budget"]) == (schedule, budget):
             column = column_of(table, record)
-            # a seed counts once, though precision=fp32 beside one that the machine chose is a run of its own
+            # a seed counts once, although another precision makes another run
             found.setdefault((record["experiment"], column), {}).setdefault(record["seed"], record)
     result = []
     for experiment, row in table.rows.items():
@@ -150,7 +150,7 @@ def cells(table: Table, records: list[Record], schedule: str, budget: int | None
             mine = list(found.get((experiment, value), {}).values())
             data = mine[0]["config"]["data"].get("name") if mine else None
             images = TEST_IMAGES.get(str(data))
-            if images and data == "colocalisation":  # every seed has images of its own
+            if images and data == "colocalisation":  # every seed has its own images
                 images *= len(mine)
             result.append(
                 Cell(

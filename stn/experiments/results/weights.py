@@ -1,4 +1,4 @@
-"""The few trained networks that git keeps, as float16: figures, `predict` and the documentation use them."""
+"""The few trained networks that are kept in git, as float16, for figures, `predict` and the documentation."""
 
 import hashlib
 import json
@@ -11,11 +11,11 @@ from safetensors.numpy import load_file, save
 from stn.experiments.results.checks import parsed
 from stn.experiments.results.records import replace
 
-MOST_BYTES = 8 * 2**20  # of all of them together: git keeps every version of them
+MOST_BYTES = 8 * 2**20  # of all together, since git keeps every version
 
 
 def index(folder: Path) -> dict[str, dict[str, str | int]]:
-    """Id -> sha256 and bytes of the weights in a folder, as its index.json lists them."""
+    """Id -> sha256 and bytes of the weights in a folder, from its index.json."""
     path = folder / "index.json"
     return parsed(path.read_bytes(), str(path), "`git checkout` the file to restore it") if path.exists() else {}
 
@@ -23,7 +23,7 @@ def index(folder: Path) -> dict[str, dict[str, str | int]]:
 def keep(source: Path, name: str, folder: Path) -> None:
     """Keep a run's weights.safetensors as <folder>/<name>.safetensors in float16, and list it in index.json.
 
-    Raises ValueError where the folder would hold more than MOST_BYTES.
+    Raises ValueError if the folder would hold more than MOST_BYTES.
     """
     try:
         tensors = load_file(source)
@@ -35,7 +35,7 @@ def keep(source: Path, name: str, folder: Path) -> None:
     total = sum(int(entry["bytes"]) for entry in listed.values())
     if total > MOST_BYTES:
         raise ValueError(
-            f"{name} would make {folder} {total:,} bytes, of at most {MOST_BYTES:,}: delete another one there"
+            f"with {name}, {folder} would have {total:,} bytes, more than {MOST_BYTES:,}: delete another file there"
         )
     replace(folder / f"{name}.safetensors", content)
     replace(folder / "index.json", json.dumps(listed, indent=1, sort_keys=True) + "\n")

@@ -1,4 +1,4 @@
-"""What a classifier answers in the test: every class, right and predicted, and the images on which it is worst."""
+"""A classifier's answers in the test: the true and the predicted class of every image, and its worst images."""
 
 from typing import Any, NamedTuple
 
@@ -14,21 +14,21 @@ WORST, SIDE_PX = 16, 112
 
 
 def labels_of(target: Any) -> Tensor | None:
-    """The classes in what a test batch has beside its images; None where it has none, as co-localisation."""
+    """The classes in a test batch's target; None if it has none, as in co-localisation."""
     labels = target.get("label") if isinstance(target, dict) else target
     return None if labels is None or labels.is_floating_point() else labels
 
 
 def names(classes: Tensor) -> list[str]:
-    """Each class, or house number, as a text."""
+    """Each class or house number as text."""
     if classes.dim() > 1:
-        from stn.experiments.datasets.svhn import text  # its packages are not needed for anything else
+        from stn.experiments.datasets.svhn import text  # needs packages that nothing else here needs
 
     return [str(each.item()) if each.dim() == 0 else text(each) for each in classes]
 
 
 class Wrong(NamedTuple):
-    """An image with a high loss, and what was said of it."""
+    """An image with a high loss, and its caption."""
 
     loss: float
     image: Tensor
@@ -39,7 +39,7 @@ class Wrong(NamedTuple):
 
 
 class Answers(pl.Callback):
-    """Collects, in the test, the right and the predicted classes and the WORST images by their loss, worst first."""
+    """Collects in the test the true and the predicted classes, and the WORST images by loss, the worst first."""
 
     def __init__(self) -> None:
         self.truth: list[Tensor] = []
@@ -73,7 +73,7 @@ class Answers(pl.Callback):
         self.hook.remove()
 
     def classes(self) -> tuple[list[int], list[int]] | None:
-        """Right and predicted class of every image; None where an image has several, or none."""
+        """The true and the predicted class of every image; None if images have several or none."""
         if not self.truth or self.truth[0].dim() > 1:
             return None
         return torch.cat(self.truth).tolist(), torch.cat(self.predicted).tolist()

@@ -1,4 +1,4 @@
-"""Fine-grained classification (Sect. 4.3): cross entropy; accuracy, and what each window shows and follows."""
+"""Fine-grained classification (Sect. 4.3): cross entropy, accuracy, and the parts that each window shows."""
 
 from itertools import product
 from typing import Any
@@ -13,26 +13,28 @@ from stn.experiments.networks.cub import StCnn
 from stn.experiments.training.classification import Classification
 
 # Raise it when a change alters the loss or a metric.
-# 2: the correlation of windows and parts.
+# 2: the correlation of windows with parts.
 REVISION = 2
 
 
 class Birds(Classification):
-    """Labels alone are trained with; the parts are for the test.
+    """Training uses labels alone; the parts are for the test.
 
-    `accuracy` is over the whole test set, `accuracy_kept` without the excluded images, `st<i>_<part>` how often window
-    i contains the part, among the images in which it is visible: all in percent.  `st<i>_<part>_correlation_<axis>` is
-    Pearson's correlation of the middle of window i and the place of the part over these images, from -1 to 1.
+    In percent: `accuracy` over the whole test set, `accuracy_kept` without the excluded images, and `st<i>_<part>`, the
+    share of images with a visible part in which window i contains it.  `st<i>_<part>_correlation_<axis>` is Pearson's
+    correlation between the centre of window i and the position of the part over these images, from -1 to 1.
     """
 
     def __init__(self) -> None:
-        self.tested: list[tuple[Tensor, Tensor, Tensor]] = []  # of each batch centres, parts and which are visible
+        self.tested: list[
+            tuple[Tensor, Tensor, Tensor]
+        ] = []  # for each batch: window centres, parts, which parts are visible
 
     def test(self, network: nn.Module, batch: tuple[Tensor, dict[str, Tensor]]) -> dict[str, Tensor]:
         u, target = batch
         right = 100 * (network(u).argmax(1) == target["label"]).float()
         metrics = {"error": 100 - right.mean(), "accuracy": right.mean()}
-        if (target["kept"] != 1).any():  # where nothing is excluded, every weight is 1
+        if (target["kept"] != 1).any():  # without excluded images every weight is 1
             metrics["accuracy_kept"] = (right * target["kept"]).mean()
         st_cnn: Any = network.tested
         if isinstance(st_cnn, StCnn):
@@ -45,7 +47,7 @@ class Birds(Classification):
         return metrics
 
     def after_test(self) -> dict[str, float]:
-        """The correlations, of all the batches since the last call."""
+        """The correlations over all batches since the last call."""
         if not self.tested:
             return {}
         batches, self.tested = self.tested, []
@@ -57,7 +59,7 @@ class Birds(Classification):
 
 
 def correlation(x: Float[np.ndarray, " n"], y: Float[np.ndarray, " n"]) -> float:
-    """Pearson's r, and 0 where x or y is the same everywhere, up to rounding."""
+    """Pearson's r; 0 if x or y is constant, up to rounding."""
     if min(np.ptp(x), np.ptp(y)) < 1e-6:
         return 0.0
     return float(np.corrcoef(x, y)[0, 1])

@@ -1,8 +1,8 @@
-"""The step as a CUDA graph: recorded once, then replayed, so that a small network's step costs what its kernels cost.
+"""The step as a CUDA graph: recorded once, then replayed, so that a small network's step takes only its kernels' time.
 
-A replay runs the very kernels that `step` has launched while it was recorded, on the same addresses.  What changes from
-one step to the next lives on the device: the weights, the optimiser's state, the learning rates (tensors, which the
-schedulers fill between two replays) and the state of the random generator, which is registered with the graph.
+A replay runs exactly the kernels that `step` launched during the recording, on the same addresses.  Everything that
+changes between steps is on the device: the weights, the optimiser's state, the learning rates (tensors that the
+schedulers fill between replays) and the state of the random generator, which is registered with the graph.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -12,14 +12,14 @@ import torch
 from torch import Generator, Tensor
 from torch.optim import Optimizer
 
-WARM_UP = 3  # steps taken before the recording: they make the optimiser's state, and libraries choose their kernels
+WARM_UP = 3  # steps before the recording, which create the optimiser's state and let libraries choose their kernels
 
 
 @contextmanager
 def capturable(optimizers: Sequence[Optimizer]) -> Iterator[None]:
-    """Tell Adam that it may be recorded: it refuses otherwise, and warns of every other step if it is told so at once.
+    """Set Adam's `capturable` during the recording only: without it Adam refuses, with it all other steps warn.
 
-    Where its kernels are fused this changes nothing else: its count of steps lives on the device anyway.
+    With fused kernels this changes nothing else, since the step count is on the device anyway.
     """
     groups = [group for optimizer in optimizers for group in optimizer.param_groups if group.get("capturable") is False]
     for group in groups:
@@ -34,8 +34,8 @@ def capturable(optimizers: Sequence[Optimizer]) -> Iterator[None]:
 class Captured:
     """Calls `take` for the first steps, then records it once and replays the graph.
 
-    The first calls are steps of the training like all others, and recording takes none, so nothing has to be undone.
-    `take` returns its values in tensors that the next replay overwrites; `optimizers` are those whose steps it takes.
+    The first calls are training steps like all others, and the recording takes no step, so nothing has to be undone.
+    `take` returns tensors that the next replay overwrites; `optimizers` are those that it steps.
     """
 
     def __init__(

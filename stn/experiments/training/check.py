@@ -1,6 +1,7 @@
-"""What is wrong with a config, in one line, before anything is made or computed.
+"""Checks a config before anything is created or computed.
 
-Every key has a value of its type and range; what the names stand for takes these values; the run fits into memory.
+Every value has to have the right type and range, the named objects have to accept it, and the run has to fit into
+memory.
 """
 
 import re
@@ -19,10 +20,10 @@ from stn.experiments.training.environment import pick_device
 from stn.experiments.training.schedule import RULES, Schedule, named_class
 
 WANDB = "pytorch_lightning.loggers.WandbLogger"
-SIDE_PX = 1024  # the largest side of an image
+SIDE_PX = 1024  # largest side of an image
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")  # it names a folder
-COPIES = 3  # of every weight, at least: itself, its gradient, the optimiser's momentum
-BYTES_PER_PIXEL = 12  # of a training batch, at least: the value and where it is sampled, in float32
+COPIES = 3  # at least, of every weight: itself, its gradient, the optimiser's momentum
+BYTES_PER_PIXEL = 12  # at least, of a training batch: the value and its sampling point, in float32
 
 
 FOLDER = Rule(lambda v: isinstance(v, str) and v != "" and "\0" not in v, "a folder's path")
@@ -31,10 +32,10 @@ NAMES = Rule(
     "a name of up to 100 letters, digits, '_', '.' and '-', since it names a folder",
 )
 
-OWN = {  # every key of conf/config.yaml that is no group's
+OWN = {  # every key of conf/config.yaml outside the groups
     "experiment_name": NAMES,
     "schedule_name": NAMES,
-    "seed": whole(0, 2**32 - 1),  # which NumPy takes
+    "seed": whole(0, 2**32 - 1),  # NumPy's range
     "budget": or_null(whole(1, 10**12)),
     "width": number(1e-3, 100),
     "dropout": number(0, 0.999),
@@ -55,7 +56,7 @@ OWN = {  # every key of conf/config.yaml that is no group's
     "smoke": FLAG,
     "logger": or_null(MAPPING),
 }
-GROUPS = {  # keys of the groups; names, and what depends on them, are looked up where they are built
+GROUPS = {  # keys of the groups; names, and values that depend on them, are checked where objects are built
     "data.root": FOLDER,
     "data.parts": FLAG,
     "model.budget": or_null(whole(1, 10**12)),
@@ -83,7 +84,7 @@ GROUPS = {  # keys of the groups; names, and what depends on them, are looked up
 
 
 def check(config: Mapping[str, Any]) -> None:
-    """Raise ValueError on a config that cannot be run."""
+    """Raise ValueError on a config that cannot run."""
     _check_values(config)
     known = [field.name for field in fields(Schedule) if field.name != "optimizer"]
     for key in config["schedule"]:
@@ -107,18 +108,19 @@ def _check_values(config: Mapping[str, Any]) -> None:
     for group in ("data", "model", "objective", "optimizer", "schedule"):
         if not isinstance(config.get(group), Mapping):
             raise ValueError(
-                f"{group}={config.get(group)!r} has to be a mapping: choose a file of conf/{group} by {group}=NAME"
+                f"{group}={config.get(group)!r} has to be a mapping: choose a file of conf/{group} with {group}=NAME"
             )
     distortion = config["data"].get("distortion")
     if "distortion" in config["data"] and not isinstance(distortion, Mapping):
         raise ValueError(
-            f"data.distortion={distortion}: it is a file of conf/data/distortion: data/distortion={distortion}"
+            f"data.distortion={distortion} has to be a mapping: choose a file of conf/data/distortion with "
+            f"data/distortion={distortion}"
         )
     missing = [key for key in OWN if key not in config]
     missing += [f"schedule.{f.name}" for f in fields(Schedule) if f.name not in {"optimizer", *config["schedule"]}]
     missing += [] if "root" in config["data"] else ["data.root"]
     if missing:
-        raise ValueError(f"{missing[0]} is missing: every run has it, null where it may be; leave ~{missing[0]} out")
+        raise ValueError(f"{missing[0]} is missing, but every run needs it: leave out ~{missing[0]}")
     values = {key: config[key] for key in OWN}
     for group in ("data", "model", "objective", "schedule"):
         values |= {f"{group}.{key}": value for key, value in config[group].items()}
@@ -141,8 +143,8 @@ def _check_logger(name: str, settings: Any) -> None:
 
 
 def _params(model: Mapping[str, Any], in_shape: tuple[int, ...], classes: int) -> int:
-    """All weights of a config's network, built without memory.  Raises ValueError where it cannot be built."""
-    if "weights" in model:  # read only once the run has begun
+    """The number of weights of a config's network, built without memory.  Raises ValueError if it cannot be built."""
+    if "weights" in model:  # only read when the run starts
         model = {**model, "weights": "random"}
     try:
         with torch.device("meta"):
@@ -159,7 +161,7 @@ def _params(model: Mapping[str, Any], in_shape: tuple[int, ...], classes: int) -
 
 
 def _check_memory(config: Mapping[str, Any], batch_size: int, in_shape: tuple[int, ...], params: int) -> None:
-    """Raise ValueError where weights or batch alone are larger than the memory that is free; training takes more."""
+    """Raise ValueError if the weights or a batch alone exceed the free memory; training needs more than either."""
     device = pick_device(config["device"])
     pixels = batch_size * torch.Size(in_shape).numel()
     needs = {
@@ -170,5 +172,5 @@ def _check_memory(config: Mapping[str, Any], batch_size: int, in_shape: tuple[in
     for what, need in needs.items():
         if free is not None and need > free:
             raise ValueError(
-                f"{need / 1e9:,.0f} GB, and {free / 1e9:,.0f} GB are free on {device.type}, are too much for {what}"
+                f"{device.type} has {free / 1e9:,.0f} GB free, too little for the {need / 1e9:,.0f} GB of {what}"
             )

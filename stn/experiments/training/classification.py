@@ -1,6 +1,6 @@
-"""What a classifier minimises, and its error: one line of tensors, which a captured step runs as it is.
+"""The loss and the error of a classifier: pure tensor code, so that a step can be captured.
 
-torchmetrics would keep counts over batches, which Lightning's means do, and look at the labels' values on the host.
+torchmetrics would count over batches, which Lightning's means already do, and read the labels' values on the host.
 """
 
 from typing import Any
@@ -18,12 +18,12 @@ Labels = Int[Tensor, " b"] | Int[Tensor, "b l"]
 class Classification:
     """Cross entropy; `error` in percent.
 
-    With labels (B, L) and logits (B, L, K) an example is a sequence of L classes: its loss is the sum over them, and it
-    counts as right only if all of them are (A.5).
+    With labels (B, L) and logits (B, L, K) an example is a sequence of L classes.  Its loss is their sum, and it is
+    right only if all of them are (A.5).
     """
 
     def prepare(self, data: Any) -> None:
-        """Nothing."""
+        """Does nothing."""
 
     def checksums(self) -> dict[str, str]:
         """None: the loss reads no file."""
@@ -51,6 +51,6 @@ def cross_entropy(logits: Logits, label: Labels) -> Float[Tensor, ""]:
 
 
 def error(logits: Logits, label: Labels) -> Float[Tensor, ""]:
-    """Percent of the examples of which any label is wrong."""
+    """Percentage of the examples with any wrong label."""
     wrong = logits.detach().argmax(-1) != label
     return 100 * wrong.view(len(label), -1).any(1).float().mean()

@@ -1,4 +1,4 @@
-"""How long a run trains: wall clock and CPU time of its steps, neither of which goes on while it is suspended."""
+"""The wall clock and CPU time of a run's steps, without the time while it is suspended."""
 
 import signal
 import threading
@@ -6,10 +6,10 @@ import time
 
 
 class Clock:
-    """A context in which both go on: `seconds`, and `core_seconds` of all threads of this process.
+    """A context that measures `seconds`, and `core_seconds` of all threads of this process.
 
-    The kernel does not say when a process was stopped (Ctrl-Z, SIGSTOP), but sends SIGCONT when it goes on.  The time
-    between the last tick and SIGCONT is therefore not counted.
+    The kernel does not tell when a process is suspended (Ctrl-Z, SIGSTOP), but sends SIGCONT when it continues.  So the
+    time between the last tick and SIGCONT is not counted.
     """
 
     def __init__(self) -> None:
@@ -23,17 +23,17 @@ class Clock:
 
     @staticmethod
     def may_handle() -> bool:
-        """Whether SIGCONT is there (not on Windows), and a handler may be set: by the first thread alone."""
+        """Whether SIGCONT exists (not on Windows) and this is the main thread, which alone may set a handler."""
         return hasattr(signal, "SIGCONT") and threading.current_thread() is threading.main_thread()
 
     def tick(self) -> None:
-        """Count what has passed since the last tick; to be called about once a step."""
+        """Count the time since the last tick; call it about once per step."""
         now = time.perf_counter()
         self.seconds += now - self.last
         self.last = now
 
     def skip(self, *_: object) -> None:
-        """Leave out what has passed since the last tick."""
+        """Discard the time since the last tick."""
         self.last = time.perf_counter()
 
     def __exit__(self, *_: object) -> None:

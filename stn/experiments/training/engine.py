@@ -1,9 +1,10 @@
 """The LightningModule of every experiment: blocks of steps.
 
-For networks of this size a trainer's work per step costs more than the step.  One Lightning epoch is therefore a block
-of `schedule.block_steps` steps in a plain loop, with data that is made on the device; everything else of Lightning
-(checkpoints, callbacks, loggers, devices) works as usual, once per block.  Its ModelCheckpoint and WeightAveraging do
-not: they count steps that Lightning takes, and here it takes none.  Hence validation.py and PyTorch's AveragedModel.
+For networks of this size a trainer's overhead per step takes longer than the step.  One Lightning epoch is therefore a
+block of `schedule.block_steps` steps in a plain loop, with data made on the device.  Everything else of Lightning
+(checkpoints, callbacks, loggers, devices) works as usual, once per block.  The exceptions are ModelCheckpoint and
+WeightAveraging, which count Lightning's own steps, and here it takes none: validation.py and PyTorch's AveragedModel
+replace them.
 """
 
 import hashlib
@@ -25,11 +26,11 @@ from stn.experiments.training.step import Objective, step
 
 @runtime_checkable
 class Batches(Protocol):
-    """What a data set has to offer: training batches that a generator draws, and the test set in batches.
+    """The interface of a data set: training batches drawn with a generator, and the test set in batches.
 
-    Test batches are on the CPU, or where `to` has moved the data.
-    `synthetic` says that the data were generated, not collected; `on_device` that a batch is drawn without the host, so
-    that a step can be captured; `in_shape` and `classes` are what a network is built for.
+    Test batches are on the CPU, or where `to` has moved the data.  `synthetic` says whether the data were generated
+    instead of collected, `on_device` whether a batch is drawn without the host, so that a step can be captured.  A
+    network is built for `in_shape` and `classes`.
     """
 
     classes: int
@@ -45,12 +46,10 @@ class Batches(Protocol):
 
 
 class Diverged(ArithmeticError):
-    """A loss, a weight or an output that is no number, after or at `step` (from 0)."""
+    """A loss, a weight or an output is NaN or infinite at `step` (from 0)."""
 
     def __init__(self, step: int, value: float, what: str = "the loss"):
-        super().__init__(
-            step, value, what
-        )  # its own arguments, so that it can be pickled: a launcher's worker hands it back
+        super().__init__(step, value, what)  # its own arguments, so that a launcher's worker can pickle it
         self.step = step
 
     def __str__(self) -> str:
@@ -59,20 +58,20 @@ class Diverged(ArithmeticError):
 
 
 def on_gpu(device: torch.device) -> bool:
-    """Whether a device can replay a captured step."""
+    """Whether a device can capture and replay a step."""
     return device.type == "cuda"
 
 
 def block_seed(seed: int, block: int) -> int:
-    """All randomness of one block, from (seed, block) alone, so that a resumed run draws what the first would have."""
+    """The seed of all randomness in one block, from (seed, block) alone, so that a resumed run draws the same."""
     digest = hashlib.sha256(f"{seed},{block}".encode()).digest()
     return int.from_bytes(digest[:7], "big")
 
 
 class Replicas(DDPStrategy):
-    """One process per device, each with the same weights; the engine averages their gradients, once a step.
+    """One process per device, each with the same weights; the engine averages their gradients in every step.
 
-    Lightning's own wrapper expects one backward pass per training_step, and a block has many.
+    Lightning's own wrapper expects one backward pass per training_step, but a block has many.
     """
 
     def configure_ddp(self) -> None:
@@ -91,12 +90,13 @@ def average(tensors: list[Tensor]) -> None:
 class Training(pl.LightningModule):
     """A network, its data, an objective and a schedule; all randomness of training derives from the seed.
 
-    Lightning's epoch e is the block of steps [e block_steps, (e + 1) block_steps).  With several processes each draws
-    the whole batch and takes its share; a share is worked on in `accumulate` parts, whose gradients are averaged.
-    `precision` is fp32, or bf16 for the network under autocast.  On a GPU a step is captured as a CUDA graph where its
-    batches are drawn on the device, one process trains, and what changes over the steps is the rate alone, which the
-    optimiser takes from a tensor; unless `capture` is false.  With `compile` the network is compiled for training; the
-    test, and what looks at it, run it as it is.
+    Lightning's epoch e is the block of steps [e block_steps, (e + 1) block_steps).  Of several processes, each draws
+    the whole batch and takes its share.  A share is processed in `accumulate` parts, whose gradients are averaged.
+    `precision` is fp32, or bf16 for the network under autocast.
+
+    On a GPU a step is captured as a CUDA graph, unless `capture` is false.  This requires that batches are drawn on the
+    device, that one process trains, and that only the learning rate changes between steps, which the optimiser reads
+    from a tensor.  With `compile` the network is compiled for training; tests and pictures use it uncompiled.
     """
 
     def __init__(
@@ -115,7 +115,7 @@ class Training(pl.LightningModule):
         self.automatic_optimization = False
         self.network = network
         for p in network.parameters():
-            if p.dim() == 4:  # a volume's convolutions have no such format
+            if p.dim() == 4:  # not for the convolutions of volumes
                 p.data = p.data.to(memory_format=torch.channels_last)
         ema = schedule.ema
         self.averaged = None if ema is None else AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(ema))
@@ -131,9 +131,9 @@ class Training(pl.LightningModule):
         self.curve: list[dict[str, float]] = []  # one entry per block, part of the checkpoint and of the record
         self.done = 0  # steps, for the bar
         self.clock = Clock()  # of the training steps, over all resumes
-        self.where: dict[str, Any] = {}  # what names this process among those that trained: commit, device, ...
+        self.where: dict[str, Any] = {}  # commit, device, ... of this process
         self.sessions: list[dict[str, Any]] = []  # one entry per process: `where`, and its steps `from` and `to`
-        self.session: dict[str, Any] = {}  # that of this process, once it has trained
+        self.session: dict[str, Any] = {}  # the entry of this process, once it has trained
 
     def configure_optimizers(self) -> Any:
         optimizers = self.schedule.optimizers(self.network)
@@ -141,22 +141,22 @@ class Training(pl.LightningModule):
 
     @property
     def tested(self) -> nn.Module:
-        """The network that is tested and kept: with averaged weights where the schedule asks for them."""
+        """The network that is tested and kept: with averaged weights if the schedule asks for them."""
         return self.network if self.averaged is None else self.averaged.module
 
     def forward(self, u: Tensor) -> Tensor:
         network = (self.compiled or self.network) if self.training else self.tested
-        # autocast per call, not per block: it caches the bf16 copies of the weights until it is left
+        # autocast per call, not per block: it caches bf16 copies of the weights until it exits
         with torch.autocast(u.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             output = network(u).float()
-        if not self.training:  # an argmax would make 90 % error of NaN, and nobody would notice
+        if not self.training:  # otherwise an argmax would turn NaN into 90 % error, unnoticed
             self.check({"the output in the test": output}, self.schedule.steps - 1)
         return output
 
     def check(self, values: dict[str, Tensor], step: int) -> None:
-        """Raise Diverged where one of the tensors holds what is no number."""
+        """Raise Diverged if one of the tensors holds NaN or infinity."""
         finite = torch.stack([value.isfinite().all() for value in values.values()])
-        if not finite.all():  # the one wait for the device
+        if not finite.all():  # the only wait for the device
             what, value = list(values.items())[int((~finite).nonzero()[0])]
             raise Diverged(step, value[~value.isfinite()][0].item(), what)
 
@@ -165,16 +165,16 @@ class Training(pl.LightningModule):
         self.objective.prepare(self.data)
 
     def on_train_start(self) -> None:
-        # also after a resume: Lightning moves an optimiser's state to the GPU, but not its rates
+        # after a resume, too: Lightning moves an optimiser's state to the GPU, but not its learning rates
         for optimizer in self.trainer.optimizers if on_gpu(self.device) else ():
             for group in optimizer.param_groups if takes_rate_from_device(optimizer) else ():
                 group["lr"] = torch.tensor(float(group["lr"]), device=self.device)
 
     def train_dataloader(self) -> Iterable[int]:
-        return range(1)  # one "batch" an epoch: the block
+        return range(1)  # one "batch" per epoch: the block
 
     def taker(self, generator: Generator) -> Callable[[], dict[str, Tensor]]:
-        """What takes one step with the batches that a generator draws."""
+        """The function that takes one step with batches drawn by a generator."""
         optimizers, bounds = self.trainer.optimizers, self.schedule.bounds(self.network)
         share = (self.global_rank, self.trainer.world_size)
         exchange = average if self.trainer.world_size > 1 else None
@@ -186,15 +186,15 @@ class Training(pl.LightningModule):
 
     @property
     def replays(self) -> bool:
-        """Whether a step is captured: on a GPU, with everything that it needs on it, and with no other process."""
+        """Whether a step is captured: on a GPU, with everything that it needs on the device, in a single process."""
         schedulers = [config.scheduler for config in self.trainer.lr_scheduler_configs]
         rates = all(map(takes_rate_from_device, self.trainer.optimizers)) and all(map(sets_rates_alone, schedulers))
         return self.capture and rates and self.trainer.world_size == 1 and self.data.on_device and on_gpu(self.device)
 
     def steps_of(self, block: int) -> Callable[[], dict[str, Tensor]]:
-        """What takes a step of a block; on a GPU one graph serves all blocks."""
+        """The function that takes a step of a block; on a GPU one graph serves all blocks."""
         seed = block_seed(self.seed, block)
-        torch.manual_seed(seed + self.global_rank)  # of dropout, which takes no generator
+        torch.manual_seed(seed + self.global_rank)  # for dropout, which takes no generator
         if not self.replays:
             return self.taker(Generator(self.device).manual_seed(seed))
         if self.captured is None:
@@ -216,7 +216,7 @@ class Training(pl.LightningModule):
             if not loss.isfinite().all():
                 bad = int((~loss.isfinite()).nonzero()[0])
                 raise Diverged(first + bad, loss[bad].item())
-        # a checkpoint is of numbers alone, and the last step has no loss after it
+        # checked before a checkpoint is written, and because no loss follows the last step
         self.check({f"the weights {key}": value for key, value in self.network.state_dict().items()}, last - 1)
         if self.averaged is not None:
             self.averaged.update_parameters(self.network)
@@ -224,7 +224,7 @@ class Training(pl.LightningModule):
         self.curve.append({"step": last, **{name: block.mean().item() for name, block in curve.items()}, "lr": lr})
 
     def take_steps(self, n: int) -> dict[str, Tensor]:
-        """Take the n steps of the current block; what each reported, on the device."""
+        """Take n steps of the current block; return what each reported, on the device."""
         take = self.steps_of(self.current_epoch)
         values: dict[str, Tensor] = {}
         for i in range(n):

@@ -1,4 +1,4 @@
-"""What a run runs on: device, precision, versions, commit."""
+"""The environment of a run: device, precision, versions, commit."""
 
 import os
 import platform
@@ -18,40 +18,40 @@ PACKAGES = ("torch", "torchvision", "pytorch-lightning", "hydra-core", "wandb", 
 
 
 def rank() -> int:
-    """Which of the processes of devices > 1 this is; Lightning starts the others with the same command line."""
+    """The number of this process with devices > 1; Lightning starts the others with the same command line."""
     return int(os.environ.get("LOCAL_RANK", 0))
 
 
 def pick_device(name: str) -> torch.device:
-    """auto (CUDA where there is one), cpu or cuda."""
+    """auto (CUDA if there is a device), cpu or cuda.  Raises ValueError on cuda without a CUDA device."""
     if name not in ("auto", "cpu", "cuda"):
         raise ValueError(f"unknown device={name!r}: choose auto, cpu or cuda")
     if name == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device=cuda, but PyTorch sees no CUDA device here: choose cpu or auto")
+        raise ValueError("device=cuda, but PyTorch sees no CUDA device: choose cpu or auto")
     if name == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
     return torch.device("cuda", torch.cuda.current_device())
 
 
 def take_card(job: int) -> None:
-    """Give job number `job` of a sweep a card of its own as far as they go: the next one, and round again.
+    """Assign the machine's cards to the jobs of a sweep in turn; `job` is the number of this job.
 
-    A launcher that hands each job its card (Ray, SLURM) shows it one alone, so that this changes nothing there.
+    A launcher that assigns cards itself (Ray, SLURM) shows each job only its own, so this changes nothing there.
     """
     if count := torch.cuda.device_count():
         torch.cuda.set_device(job % count)
 
 
 def set_deterministic(on: bool) -> None:
-    """Let PyTorch use deterministic algorithms alone, and raise RuntimeError where it has none."""
+    """Make PyTorch use only deterministic algorithms, and raise RuntimeError when it has none."""
     if on:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it is first used
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it on first use
     torch.use_deterministic_algorithms(on)
 
 
 @cache
 def _cpuinfo(key: str) -> str:
-    """The value of the first line of /proc/cpuinfo that begins with `key`; empty where there is none (no Linux)."""
+    """The value of the first line of /proc/cpuinfo that begins with `key`; empty if there is none (not Linux)."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith(key)), "")
@@ -65,7 +65,7 @@ def fast_bf16(device: torch.device) -> bool:
 
 
 def pick_precision(name: str, network: nn.Module, device: torch.device) -> str:
-    """auto: bf16 for a network with convolutions where it is fast, else fp32; or what was asked for."""
+    """The precision `name`; auto is bf16 for a network with convolutions if the device is fast at it, else fp32."""
     if name not in ("auto", "fp32", "bf16"):
         raise ValueError(f"unknown precision={name!r}: choose auto, fp32 or bf16")
     if name != "auto":
@@ -86,7 +86,7 @@ def describe(device: torch.device) -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Of Python and of those of PACKAGES that are installed: a machine that trains without W&B need not have it."""
+    """The versions of Python and of the installed PACKAGES, which need not include W&B."""
     found = {}
     for package in PACKAGES:
         with suppress(PackageNotFoundError):
@@ -95,9 +95,9 @@ def versions() -> dict[str, str]:
 
 
 def git_state() -> dict[str, Any]:
-    """The commit that this code is at and whether it was changed since; None where it is no checkout.
+    """The commit of this code and whether it was changed since; None outside a git checkout.
 
-    A bundle (scripts/bundle.py) is none, but carries both in the file .commit.
+    A bundle (scripts/bundle.py) is not a checkout, but has both in the file .commit.
     """
     if (carried := ROOT / ".commit").is_file():
         commit, _, changed = carried.read_text().strip().partition(" ")

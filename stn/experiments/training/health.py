@@ -1,4 +1,4 @@
-"""Is the localisation network alive?  What every spatial transformer's window does, logged once a block."""
+"""Monitors every spatial transformer's window, once per block, and warns when it collapses."""
 
 import logging
 
@@ -25,7 +25,7 @@ class Health(pl.Callback):
             if not self.warned and collapsed(warp):
                 self.warned = True
                 log.warning(
-                    "%s has collapsed at step %d: determinant %.3g, %.0f %% of its window outside of the image. "
+                    "%s has collapsed at step %d: determinant %.3g, %.0f %% of its window outside the image. "
                     "Lower schedule.localisation_lr, and keep the background of the input at 0",
                     warp.name, module.curve[-1]["step"], measured["det"], 100 * measured["out_of_image"],
                 )  # fmt: skip

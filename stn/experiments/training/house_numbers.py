@@ -1,4 +1,4 @@
-"""House numbers (Sect. 4.2): the error of whole numbers, and how what the transformers read lies on the number."""
+"""House numbers (Sect. 4.2): the error of whole numbers, and the overlap of the sampled window with the number."""
 
 from functools import reduce
 from typing import Any
@@ -17,14 +17,14 @@ REVISION = 1  # raise it when a change alters the loss or a metric
 
 
 class HouseNumbers(Classification):
-    """Labels alone are trained with; the number's box is for the test.
+    """Training uses labels alone; the number's box is for the test.
 
-    `iou` is the mean intersection over union of that box and of the quadrilateral that all affine transformers
-    together read, their maps composed; `iou_above_50` the share of images in which it is above 50 %: both in percent.
+    In percent: `iou` is the mean intersection over union of that box and the quadrilateral of the composed affine maps
+    of all transformers, `iou_above_50` the share of images in which it is above 50 %.
     """
 
     def prepare(self, data: Any) -> None:
-        """Note how large the number is in every crop."""
+        """Store the number's relative size, which is the same in every crop."""
         self.number_side = number_side(data.in_shape[-1])
 
     def test(self, network: nn.Module, batch: tuple[Tensor, Any]) -> dict[str, Tensor]:
@@ -38,7 +38,7 @@ class HouseNumbers(Classification):
 
 
 def overlap(theta: Float[Tensor, "b 6"], side: float) -> Float[Tensor, " b"]:
-    """Intersection over union of what each affine map reads and a centred square of `side` times the image's."""
+    """Intersection over union of each affine map's window and a centred square of `side` times the image's side."""
     corners = theta.new_tensor([[-1.0, -1.0], [1.0, -1.0], [1.0, 1.0], [-1.0, 1.0]])
     square = side * corners.cpu().numpy()
     read = Affine()(theta, corners).cpu().numpy()

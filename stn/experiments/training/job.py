@@ -1,4 +1,4 @@
-"""A run before it trains: checked, named, and finished already or locked.  Loads PyTorch, but nothing that trains."""
+"""A run before training: checked, named, locked, or already finished.  Loads PyTorch, but no training code."""
 
 import logging
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Job:
-    """A checked config, and what it is called; `overrides` are the words of the command line."""
+    """A checked config and the name of its run; `overrides` are those of the command line."""
 
     config: dict[str, Any]
     overrides: list[str]
@@ -32,7 +32,7 @@ class Job:
 
 
 def plan(config: dict[str, Any], overrides: list[str]) -> Job:
-    """Check a resolved config and name its run.  Raises ValueError, in one line, where it cannot be run."""
+    """Check a resolved config and name its run.  Raises ValueError if it cannot run."""
     check(config)
     groups = identity.asked(config)
     revisions = build.revisions(groups)
@@ -50,17 +50,17 @@ def schedule_of(config: dict[str, Any]) -> Schedule:
 
 
 def run(config: dict[str, Any], overrides: list[str], wait_s: int | float = 0) -> records.Record:
-    """Train, test and record what a resolved config says, or go on with it, or return its record if it is finished.
+    """Train, test and record the run of a resolved config; resume it, or return its record, if it exists.
 
-    Waits `wait_s` seconds for another process that is at this run.
-    Raises ValueError on a config that cannot be run, Diverged (after recording it) where a number is none.
+    Waits up to `wait_s` seconds for another process of the same run.  Raises ValueError on a config that cannot run,
+    and Diverged, after recording it, if a number becomes NaN or infinite.
     """
     job = plan(config, overrides)
     if (record := finished(job)) is not None:
         return record
-    from stn.experiments.training.run import train  # Lightning takes seconds to load
+    from stn.experiments.training.run import train  # loads Lightning, which takes seconds
 
-    if rank() > 0:  # a process that the first one started: it trains its share, and that is all
+    if rank() > 0:  # started by the first process: only trains its share
         train(job)
         return {}
     build.ensure(job.config["data"], job.config["data"]["root"])  # before a folder is made
@@ -70,9 +70,9 @@ def run(config: dict[str, Any], overrides: list[str], wait_s: int | float = 0) -
 
 
 def finished(job: Job) -> records.Record | None:
-    """The record of a run that has ended; None where there is none yet.
+    """The record of a finished run, None if there is none yet.
 
-    Raises ValueError where it is another run's or of one that failed, or the weights are not those of the record.
+    Raises ValueError if the record is another run's, if the run failed, or if the weights do not match the record.
     """
     path, weights = job.folder / "result.json", job.folder / "weights.safetensors"
     if not path.exists():
@@ -81,18 +81,18 @@ def finished(job: Job) -> records.Record | None:
     asked = identity.same(record["config"], job.groups) and record["revisions"] == job.revisions
     if record["id"] != job.id or not asked:
         raise ValueError(f"{path} is the record of another run, {record['id']}: move it away, or delete {job.folder}")
-    log.info("%s: %s already, in %s", job.id, summary(record), job.folder)
+    log.info("%s: already %s, in %s", job.id, summary(record), job.folder)
     if record["status"] == "failed":
         raise ValueError(f"{job.id} failed before: {record['failure']}; delete {job.folder} to try again")
     if not weights.exists():  # as after `bundle.py merge`
-        log.warning("%s: its weights are not here; delete %s and run it again to make them", job.id, path)
+        log.warning("%s: its weights are missing; to make them, delete %s and run it again", job.id, path)
     elif record.get("weights_sha256") not in (None, sha256(weights)):
         raise ValueError(f"the weights {weights} are not those of the record: delete {path} and run it again")
     return record
 
 
 def summary(record: records.Record) -> str:
-    """finished, test/error 1.23 % / failed: why."""
+    """finished, test/error 1.23 %; or failed: the reason."""
     if record["status"] == "failed":
         return f"failed: {record['failure']}"
     return "finished, " + ", ".join(
@@ -101,7 +101,7 @@ def summary(record: records.Record) -> str:
 
 
 def safe(job: Job) -> str:
-    """What of a run a stop leaves: the steps of its last checkpoint."""
+    """What a stop leaves of a run: the steps up to its last checkpoint."""
     if (job.folder / "result.json").exists():
         return f"{job.id} has ended"
     path = job.folder / "unfinished.json"

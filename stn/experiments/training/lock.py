@@ -1,4 +1,4 @@
-"""One process at a run: its lock, and a sign of life that others read without touching the lock."""
+"""One process per run: its lock, and a sign of life that others can read without the lock."""
 
 import os
 import threading
@@ -10,14 +10,14 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 BEAT_S = 10  # between two signs of life
-DEAD_S = 60  # without one a run counts as stopped; a network's file system may show a file's time that much later
+DEAD_S = 60  # after this time without one a run counts as stopped; network file systems update times late
 
 
 @contextmanager
 def locked(folder: Path, wait_s: int | float) -> Iterator[None]:
-    """Hold the lock of a run's folder, which is made where it is not there, and touch it every BEAT_S seconds.
+    """Hold the lock of a run's folder, which is created if needed, and touch it every BEAT_S seconds.
 
-    Raises ValueError where the folder cannot be written, or another process holds its lock for `wait_s` seconds.
+    Raises ValueError if the folder is not writable, or if another process holds its lock for `wait_s` seconds.
     """
     path = folder / "lock"
     lock = FileLock(path)
@@ -26,16 +26,16 @@ def locked(folder: Path, wait_s: int | float) -> Iterator[None]:
         lock.acquire(timeout=wait_s)
     except Timeout:
         raise ValueError(
-            f"another process is at this run already: {folder}; wait for it, or change a setting"
+            f"another process is working on this run: {folder}; wait for it, or change a setting"
         ) from None
     except OSError as error:
         raise ValueError(
-            f"cannot write the run folder {folder} ({error.strerror}): set runs_dir to one that you can"
+            f"cannot write the run folder {folder} ({error.strerror}): set runs_dir to a writable folder"
         ) from None
     over = threading.Event()
 
     def beat() -> None:
-        with suppress(OSError):  # somebody has deleted the folder
+        with suppress(OSError):  # the folder was deleted
             os.utime(path)
             while not over.wait(BEAT_S):
                 os.utime(path)
@@ -53,7 +53,7 @@ def locked(folder: Path, wait_s: int | float) -> Iterator[None]:
 
 
 def held(folder: Path) -> bool:
-    """Whether a process is at the run of a folder: it has given a sign of life within the last DEAD_S seconds."""
+    """Whether a process is working on the run of a folder: it gave a sign of life in the last DEAD_S seconds."""
     try:
         return time.time() - (folder / "lock").stat().st_mtime < DEAD_S
     except FileNotFoundError:

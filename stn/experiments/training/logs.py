@@ -1,4 +1,4 @@
-"""What a run sends to its loggers: one row per block, and now and then a picture of input, grid, output and class."""
+"""What a run logs: one row per block, and some pictures of input, grid, output and class."""
 
 from functools import reduce
 from pathlib import Path
@@ -25,9 +25,9 @@ SIDE_PX = 112
 
 
 class Log(pl.Callback):
-    """After each block its entry of the curve; `pictures` times, evenly over training, how the probe is warped.
+    """Logs each block's entry of the curve, and `pictures` pictures, evenly over training, of the probe's warps.
 
-    `labels` are the probe's classes, None where it has none.
+    `labels` are the probe's classes, None if it has none.
     """
 
     def __init__(self, probe: Tensor, labels: Tensor | None, pictures: int):
@@ -47,7 +47,7 @@ class Log(pl.Callback):
 
 
 def log_picture(logger: Logger, key: str, picture: Image.Image, step: int) -> None:
-    """A picture to a logger that takes some."""
+    """Log a picture, if the logger supports it."""
     if isinstance(logger, WandbLogger):
         logger.log_image(key, [picture], step=step)
     elif isinstance(logger, TensorBoardLogger):
@@ -55,7 +55,7 @@ def log_picture(logger: Logger, key: str, picture: Image.Image, step: int) -> No
 
 
 def look(network: nn.Module, u: Tensor, labels: Tensor | None) -> dict[str, Image.Image]:
-    """What a network's transformers do to a batch, by name, and below it the predicted classes where it has labels."""
+    """Pictures of a network's transformers on a batch, by name, with the predicted classes if there are labels."""
     outputs: list[Tensor] = []
     hook = network.register_forward_hook(lambda module, inputs, output: outputs.append(output))
     found = pictures(trace(network, u))
@@ -67,7 +67,7 @@ def look(network: nn.Module, u: Tensor, labels: Tensor | None) -> dict[str, Imag
 
 
 def pictures(warps: list[Warp]) -> dict[str, Image.Image]:
-    """What every transformer of a network did to a batch, and the windows of several on one image."""
+    """A picture of each warp, and of the windows of several transformers on one image."""
     found = {}
     images = [warp for warp in warps if warp.u.shape[1] in (1, 3)]
     if len(warps) > 1 and len(images) == len(warps) and all(warp.u is warps[0].u for warp in warps):
@@ -83,7 +83,7 @@ def pictures(warps: list[Warp]) -> dict[str, Image.Image]:
 
 
 def windows(warps: list[Warp]) -> Image.Image:
-    """One row: the inputs, and on them what each of several parallel transformers frames (Table 3 right)."""
+    """One row: the inputs with the windows of several parallel transformers (Table 3 right)."""
     frames = torch.stack([torch.cat([w.source.amin(1), w.source.amax(1)], dim=1) for w in warps], dim=1)
     return draw.stack([[draw.boxes(u, boxes, SIDE_PX) for u, boxes in zip(warps[0].u, frames, strict=True)]])
 
@@ -91,7 +91,7 @@ def windows(warps: list[Warp]) -> Image.Image:
 def make_loggers(
     settings: dict[str, Any], folder: Path, config: dict[str, Any], record: records.Record
 ) -> list[Logger]:
-    """The loggers of a config's `logger`, which write below `folder`; each also gets the config."""
+    """The loggers of a config's `logger`, which write into `folder`; each also gets the config."""
     found: list[Logger] = []
     for one in settings.values():
         if one["_target_"] == WANDB:
@@ -105,7 +105,7 @@ def make_loggers(
 def finish(
     loggers: list[Logger], record: records.Record, row: dict[str, Any] | None, answers: Answers, folder: Path
 ) -> None:
-    """The record's figures, as the last of a logged run."""
+    """Log the record's figures at the end of a run."""
     for logger in loggers:
         if record["metrics"]:
             logger.log_metrics(records.metrics_of(record), step=record["steps"])

@@ -1,4 +1,4 @@
-"""Where a run stands: one bar over its steps, then one over its test batches."""
+"""The progress of a run: a bar over its steps, then one over its test batches."""
 
 import sys
 import threading
@@ -7,14 +7,14 @@ import pytorch_lightning as pl
 from tqdm import tqdm
 
 TRAINING = (
-    "{l_bar}{bar}| {n_fmt}/{total_fmt} [{remaining} left{postfix}, {rate_fmt}]"  # narrow terminals cut the end off
+    "{l_bar}{bar}| {n_fmt}/{total_fmt} [{remaining} left{postfix}, {rate_fmt}]"  # narrow terminals cut off the end
 )
 
 
 class Progress(pl.Callback):
-    """A bar with the time left and what the objective reports of the last block.
+    """A bar with the time left and the objective's report on the last block.
 
-    A thread draws it every second, however long a step or a block takes; where no terminal shows it, every half minute.
+    A thread draws it every second, however long a step or a block takes; without a terminal, every half minute.
     """
 
     def __init__(self, name: str):
@@ -41,7 +41,7 @@ class Progress(pl.Callback):
         self.batches += 1
 
     def open(self, done, **how) -> None:
-        """Show a bar, which reads how much is done, until it is closed."""
+        """Show a bar, which calls `done` for the steps so far, until it is closed."""
         self.bar = tqdm(dynamic_ncols=True, **how)
         self.over = threading.Event()
         every_s = 1 if sys.stderr.isatty() else 30
@@ -63,7 +63,7 @@ class Progress(pl.Callback):
         self.close()
 
     def close(self) -> None:
-        """End the line of the bar, if there is one."""
+        """End the bar's line, if there is one."""
         if hasattr(self, "bar"):
             self.over.set()
             self.drawing.join()

@@ -30,12 +30,12 @@ from stn.experiments.training.progress import Progress
 from stn.experiments.training.validation import Validation, weights
 
 log = logging.getLogger(__name__)
-PROBE = 8  # test images whose warp is drawn
-LOADED = time.time()  # a sweep's first run in a process has to wait for PyTorch and Lightning, the others have not
+PROBE = 8  # test images whose warps are drawn
+LOADED = time.time()  # the first run of a process waits for PyTorch and Lightning, the next ones do not
 
 
 def build_training(config: dict[str, Any]) -> Training:
-    """What a resolved config trains, before its first step, with weights drawn from its seed."""
+    """The Training of a resolved config before its first step, with weights drawn from its seed."""
     pl.seed_everything(config["seed"], verbose=False)
     data = build.data_set(config["data"], config["data"]["root"])
     network = build.network(config["model"], data.in_shape, data.classes)
@@ -62,7 +62,7 @@ def train(job: Job) -> records.Record:
         sent = shareable(job.config)
         records.replace(job.folder / "config.json", json.dumps(sent, indent=1))
         log.info(
-            "%s: %d parameters, %d steps of %d images; everything goes to %s",
+            "%s: %d parameters, %d steps of %d images, in %s",
             job.id, record["params"], record["steps"], module.schedule.batch_size, job.folder,
         )  # fmt: skip
         sent |= {key: record[key] for key in ("commit", "dirty", "params", "steps")}
@@ -75,14 +75,14 @@ def train(job: Job) -> records.Record:
             record |= {"status": "finished", "metrics": test(job, module, device, [answers, *bar])}
     except Diverged as error:
         record |= {"status": "failed", "failure": str(error), "failed_step": error.step}
-        if first:  # all of several processes find it, and one says it
+        if first:  # of several processes, one records it
             raise
     except RuntimeError as error:
-        # PyTorch has no class of its own for this error: only its text tells it from another
+        # PyTorch has no class for this error: only its text identifies it
         if not (job.config["deterministic"] and "deterministic" in str(error)):
             raise
         raise ValueError(
-            f"deterministic=true cannot be kept here: {str(error).split(',')[0]}; leave it out, or choose device=cpu"
+            f"deterministic=true is not possible here: {str(error).split(',')[0]}; leave it out, or choose device=cpu"
         ) from None
     finally:
         if first and record["status"] != "unfinished":
@@ -92,7 +92,7 @@ def train(job: Job) -> records.Record:
 
 
 class Signals(pl.Callback):
-    """Puts back the handler of SIGTERM (command.py), since Lightning sets its own just before these hooks."""
+    """Restores the handler of SIGTERM (command.py), since Lightning sets its own just before these hooks."""
 
     def setup(self, trainer: pl.Trainer, module: pl.LightningModule, stage: str) -> None:
         self.handler = signal.getsignal(signal.SIGTERM)
@@ -108,7 +108,7 @@ class Signals(pl.Callback):
 def trainer(
     job: Job, device: torch.device, callbacks: Sequence[pl.Callback], devices: int = 1, **more: Any
 ) -> pl.Trainer:
-    """Lightning's trainer without what this code does itself."""
+    """Lightning's trainer, without the features that this project replaces."""
     return pl.Trainer(
         accelerator="gpu" if device.type == "cuda" else "cpu",
         devices=[device.index] if device.type == "cuda" and devices == 1 else devices,
@@ -125,7 +125,7 @@ def trainer(
 def fit(
     job: Job, module: Training, device: torch.device, record: records.Record, loggers: list[Logger], bar: list[Progress]
 ) -> None:
-    """All blocks from the last checkpoint on; the last one leaves a checkpoint, too."""
+    """Train all blocks from the last checkpoint on; the last block leaves a checkpoint, too."""
     config = job.config
     u, target = next(iter(module.data.test_batches()))
     probe, labels = u[:PROBE], labels_of(target)
@@ -147,7 +147,7 @@ def fit(
     if saver.path.exists():
         checkpoint.check(saver.path, record)
         resume = saver.path
-        log.info("%s: goes on from %s", job.id, saver.path)
+        log.info("%s: resumes from %s", job.id, saver.path)
     others = [Others()] if config["devices"] > 1 else []
     one = trainer(
         job, device, [*callbacks, *others], config["devices"], strategy=strategy, max_epochs=module.schedule.blocks,
@@ -157,7 +157,9 @@ def fit(
         one.fit(module, ckpt_path=resume, weights_only=True)
         saver.save(one)
     except BaseException as error:
-        if others and isinstance(error, RuntimeError):  # as of a lost connection: who watches ends this process first
+        if others and isinstance(
+            error, RuntimeError
+        ):  # perhaps a lost connection: let the watcher end this process first
             time.sleep(4 * command.WATCH_S)
         for each in others:
             each.end()
@@ -167,7 +169,7 @@ def fit(
 def test(job: Job, module: Training, device: torch.device, callbacks: list[pl.Callback]) -> dict[str, float]:
     """The metrics over the test set, on one device, so that no image counts twice.
 
-    Raises Diverged where one is no number.
+    Raises Diverged if one is NaN or infinite.
     """
     tester = trainer(job, device, callbacks, logger=False)
     tester.test(module, verbose=False)
@@ -230,6 +232,6 @@ def keep(job: Job, module: Training, record: records.Record) -> None:
 
 
 def shareable(config: dict[str, Any]) -> dict[str, Any]:
-    """A resolved config without the paths of this machine and the settings of the logger."""
+    """A resolved config without paths of this machine and without the logger's settings."""
     sent = {key: value for key, value in config.items() if key not in ("runs_dir", "logger")}
     return sent | identity.asked(config)

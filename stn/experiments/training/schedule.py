@@ -1,4 +1,4 @@
-"""How a network is trained: steps, batch, optimiser, the learning rate over the steps, and bounds on the gradient."""
+"""How a network is trained: steps, batch size, optimiser, learning rate schedule, and bounds on the gradient."""
 
 import inspect
 import math
@@ -17,9 +17,9 @@ from stn.experiments.training.step import Bound
 from stn.transformer import SpatialTransformer
 
 BOUNDS = ("all", "localisation", "rest")
-MOST = 10**9  # steps, and images of a batch
+MOST = 10**9  # steps, and images in a batch
 RATES = ("lr", "weight_decay", "momentum")
-LARGE = 1e16  # a rate of which no record is believed
+LARGE = 1e16  # larger than any plausible learning rate
 
 
 def _is_bound(value: Any) -> bool:
@@ -47,38 +47,40 @@ def parameters(network: nn.Module) -> tuple[list[nn.Parameter], list[nn.Paramete
 
 
 def takes_rate_from_device(optimizer: Optimizer) -> bool:
-    """Whether its step reads the rate from a tensor without handing it to the host, as a captured step has to.
+    """Whether its step reads the learning rate from a tensor on the device, as a captured step has to.
 
-    SGD, Adam and AdamW do so fused; Muon and the loops over tensors make it a number first.
+    Fused SGD, Adam and AdamW do; Muon and the unfused loops copy it to the host.
     """
     return bool(optimizer.defaults.get("fused"))
 
 
 def sets_rates_alone(scheduler: LRScheduler) -> bool:
-    """Whether it leaves the momentum, a number, as it is: OneCycleLR and CyclicLR do only with cycle_momentum=False."""
+    """Whether it changes learning rates alone: OneCycleLR and CyclicLR change momentum unless cycle_momentum=False."""
     return not getattr(scheduler, "cycle_momentum", False)
 
 
 def named_class(config: Any, key: str, base: type) -> tuple[type, dict[str, Any]]:
-    """The class, one below `base`, that a config's `_target_` names, and the other keys.
+    """The subclass of `base` that a config's `_target_` names, and the other keys.
 
-    Raises ValueError where `config` is no such mapping.
+    Raises ValueError if `config` is not such a mapping.
     """
     if not isinstance(config, Mapping):
-        raise ValueError(f"{key}={config!r} has to be null or a mapping with _target_: a {base.__name__} and its keys")
+        raise ValueError(
+            f"{key}={config!r} has to be null or a mapping: _target_, a {base.__name__}, and its arguments"
+        )
     try:
         found = pkgutil.resolve_name(config["_target_"])
     except Exception:  # of whatever module was named
         found = None
     if not (isinstance(found, type) and issubclass(found, base)):
         raise ValueError(
-            f"{key}._target_={config.get('_target_')!r} is not a {base.__module__}.{base.__name__}: give a whole path"
+            f"{key}._target_={config.get('_target_')!r} is not a {base.__module__}.{base.__name__}: give the full path"
         )
     return found, {name: value for name, value in config.items() if name != "_target_"}
 
 
 def _class(config: Any, key: str, base: type) -> tuple[type, dict[str, Any]]:
-    """The class of PyTorch's that `_target_` names, and its arguments, which it has."""
+    """The PyTorch class that `_target_` names, and its arguments.  Raises ValueError on an unknown argument."""
     found, settings = named_class(config, key, base)
     if unknown := sorted(set(settings) - set(inspect.signature(found).parameters) - {"others"}):
         raise ValueError(f"unknown key {key}.{unknown[0]} of {found.__name__}")
@@ -86,7 +88,7 @@ def _class(config: Any, key: str, base: type) -> tuple[type, dict[str, Any]]:
 
 
 class Rehearsal(nn.Module):
-    """A matrix and a vector, drawn from nothing: what an optimiser is tried on before a network is built."""
+    """A matrix and a vector, without random numbers, to try an optimiser on before a network is built."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -96,14 +98,14 @@ class Rehearsal(nn.Module):
 
 @dataclass(frozen=True)
 class Schedule:
-    """The unit of `steps` is one batch.  Raises ValueError, in one line, on values that cannot be trained with.
+    """How a network is trained, for `steps` batches.  Raises ValueError on values that cannot be trained with.
 
-    `optimizer` is a class of torch.optim with its arguments; `others`, one more of those, is for the parameters that
-    are no matrices, which Muon does not take.  `lr_scheduler` is a class of torch.optim.lr_scheduler, or None for a
-    constant rate; what it asks of the run and its config leaves out (total_steps, T_max, max_lr) is filled in.
-    `localisation_lr` multiplies the rate of the localisation networks.  `ema` asks for averaged weights, an exponential
-    moving average over the ends of blocks with this decay.  `bound` holds the largest norms of the
-    gradient: of all parameters together (`all`), or apart of the localisation networks and the `rest`.
+    `optimizer` is a class of torch.optim with its arguments; its `others` is a second one for the parameters that are
+    not matrices, which Muon does not take.  `lr_scheduler` is a class of torch.optim.lr_scheduler, or None for a
+    constant rate; arguments that depend on the run (total_steps, T_max, max_lr) are filled in.  `localisation_lr`
+    multiplies the rate of the localisation networks.  `ema` is the decay of an exponential moving average of the
+    weights, updated after each block.  `bound` holds the largest norms of the gradient: of all parameters together
+    (`all`), or of the localisation networks (`localisation`) and the `rest` separately.
     """
 
     steps: int
@@ -133,7 +135,7 @@ class Schedule:
         self._rehearse()
 
     def _rehearse(self) -> None:
-        """Take one step of a small network: PyTorch checks some arguments only then."""
+        """Take one step with a small network: PyTorch checks some arguments only then."""
         network = Rehearsal()
         for p in network.parameters():
             p.grad = torch.ones_like(p)
@@ -152,11 +154,11 @@ class Schedule:
 
     @property
     def blocks(self) -> int:
-        """How many blocks the steps make; the last may be shorter."""
+        """The number of blocks; the last may be shorter."""
         return math.ceil(self.steps / self.block_steps)
 
     def optimizers(self, network: nn.Module) -> list[Optimizer]:
-        """One over all parameters, or two where `others` names another for those that are no matrices."""
+        """One over all parameters, or two if `others` names another for those that are not matrices."""
         config = dict(self.optimizer)
         others = config.pop("others", None)
         if others is None:
@@ -171,7 +173,7 @@ class Schedule:
     ) -> Optimizer:
         kind, settings = _class(config, key, Optimizer)
         if "lr" not in settings:
-            raise ValueError(f"{key}.lr is missing: give the largest learning rate of {kind.__name__}")
+            raise ValueError(f"{key}.lr is missing: set the peak learning rate of {kind.__name__}")
         localisation, rest = parameters(network)
         asked = inspect.signature(kind).parameters
         if "fused" in asked:
@@ -186,7 +188,7 @@ class Schedule:
             raise ValueError(f"{key}: {kind.__name__} refuses its arguments: {error}") from None
 
     def schedulers(self, optimizers: list[Optimizer]) -> list[LRScheduler]:
-        """One for each optimiser, or none where the rate is constant; each sets the rates before the next step."""
+        """One per optimiser, or none if the rate is constant; each sets the rates before the next step."""
         if self.lr_scheduler is None:
             return []
         kind, settings = _class(self.lr_scheduler, "schedule.lr_scheduler", LRScheduler)
@@ -206,7 +208,7 @@ class Schedule:
         return made
 
     def bounds(self, network: nn.Module) -> list[Bound]:
-        """The groups of parameters whose gradients are bounded together, with their largest norms."""
+        """The groups of parameters whose gradients are bounded together, with the largest norm of each."""
         localisation, rest = parameters(network)
         groups = {"all": localisation + rest, "localisation": localisation, "rest": rest}
         return [(groups[key], norm) for key, norm in (self.bound or {}).items() if groups[key]]

@@ -1,6 +1,6 @@
-"""One step of training as one function of tensors: draw, distort, forward, loss, backward, bound, update.
+"""One training step as one function of tensors: draw, distort, forward, loss, backward, bound, update.
 
-Nothing in it waits for a value or copies between host and device, so that a GPU can replay it as a captured graph.
+It never waits for a value and never copies between host and device, so that a GPU can replay it as a captured graph.
 """
 
 from collections import defaultdict
@@ -12,21 +12,21 @@ from jaxtyping import Float
 from torch import Generator, Tensor, nn
 
 # Raise it when a change alters what a step, a schedule or a bound computes.
-# 2: PyTorch's own learning rate schedulers, whose one cycle ends a step earlier than that of the first records.
+# 2: PyTorch's own learning rate schedulers, whose cycle ends one step earlier than in the first records.
 REVISION = 2
 
 Batch = tuple[Tensor, Any]
-Bound = tuple[list[nn.Parameter], int | float]  # parameters whose gradients have a common norm of at most so much
+Bound = tuple[list[nn.Parameter], int | float]  # parameters, and the largest common norm of their gradients
 
 
 @runtime_checkable
 class Objective(Protocol):
     """What is minimised and what is reported.
 
-    `prepare` is called once, before the first step, with the data on their device.  `loss` returns the loss of one
-    training batch and, in the units of the record, what else is worth a curve; `test` the metrics of one test batch,
-    which are averaged over the test set; `after_test` those of the batches together that are no averages; `checksums`
-    the sha256 of files that the loss is computed with.
+    `prepare` is called once before the first step, with the data on their device.  `loss` returns the loss of one
+    training batch, and the other values to draw as curves, in the units of the record.  `test` returns the metrics of
+    one test batch, which are averaged over the test set; `after_test` returns those that are not averages.
+    `checksums` returns the sha256 of the files that the loss depends on.
     """
 
     def prepare(self, data: Any) -> None: ...
@@ -37,7 +37,7 @@ class Objective(Protocol):
 
 
 def split(batch: Batch, n: int) -> list[Batch]:
-    """A batch in n equal parts; the labels have to be one tensor then."""
+    """A batch in n equal parts; for n > 1 the labels have to be one tensor."""
     return [batch] if n == 1 else list(zip(*(values.chunk(n) for values in batch), strict=True))
 
 
@@ -52,10 +52,10 @@ def step(
     share: tuple[int, int] = (0, 1),
     exchange: Callable[[list[Tensor]], None] | None = None,
 ) -> dict[str, Float[Tensor, ""]]:
-    """Take one step and return `loss` and what else the objective reports, as means over the batch, on the device.
+    """Take one step; return `loss` and the objective's other values, as means over the batch, on the device.
 
-    `draw` makes the whole batch; of it `share` (i, n) takes part i of n, worked on in `accumulate` parts one after the
-    other.  `exchange` averages the gradients over all processes, in place.
+    `draw` makes the whole batch.  `share` (i, n) selects part i of n, which is processed in `accumulate` parts, one
+    after another.  `exchange` averages the gradients over all processes, in place.
     """
     i, n = share
     parts = split(draw(generator), n * accumulate)[i * accumulate : (i + 1) * accumulate]

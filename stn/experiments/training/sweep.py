@@ -1,4 +1,4 @@
-"""Where a sweep stands: one line a run as it ends, and how long the others will take."""
+"""The progress of a sweep: one line per run when it ends, and an estimate of the time left."""
 
 import logging
 import time
@@ -27,7 +27,7 @@ Words = frozenset[str]
 
 def jobs(words: list[str]) -> list[list[str]]:
     """The overrides of every job of a sweep, in Hydra's order: the last word varies fastest."""
-    choices: dict[str, list[str]] = {}  # of a key that is given twice the last counts, at its first place
+    choices: dict[str, list[str]] = {}  # a repeated key keeps its first position and its last value
     for override in OverridesParser.create().parse_overrides(words):
         key = override.get_key_element()
         values = (
@@ -38,11 +38,11 @@ def jobs(words: list[str]) -> list[list[str]]:
 
 
 class SweepProgress(Callback):
-    """One line a run as it ends: which of how many, what it is, its result, and about how long the others take.
+    """One line per run when it ends: its number, its settings, its result, and about how long the others will take.
 
-    The estimate is made of what the kept records of the same cells took a step, this machine's pace in the runs of this
-    sweep that have ended, what the last run took beside its steps (start-up, test), and how many are under way.
-    All this is read from the runs' folders, so that any launcher's processes say the same.
+    The estimate uses the time per step in kept records of the same cells, this machine's pace in the finished runs of
+    this sweep, the last run's time outside its steps (start-up, test), and the number of runs at a time.  All of this
+    is read from the runs' folders, so it works with every launcher.
     """
 
     def __init__(self) -> None:
@@ -63,7 +63,7 @@ class SweepProgress(Callback):
     def on_job_start(self, config: Any, **kwargs: Any) -> None:
         self.job_start = time.time()
         if self.jobs:
-            for name in ("job", "run"):  # which say of one run where it is and how it ended
+            for name in ("job", "run"):  # they report the folder and the result of a single run
                 logging.getLogger(f"stn.experiments.training.{name}").setLevel(logging.WARNING)
 
     def on_job_end(self, config: Any, job_return: JobReturn, **kwargs: Any) -> None:
@@ -86,12 +86,12 @@ class SweepProgress(Callback):
                   f"{self._left(max(0.0, took - training))}", flush=True)  # fmt: skip
 
     def _what(self, number: int) -> str:
-        """The words of a job that not every job has."""
+        """The overrides of a job that differ between jobs."""
         shared = set.intersection(*map(set, self.jobs)) if len(self.jobs) > 1 else set()
         return " ".join(word for word in self.jobs[number] if word not in shared)
 
     def safe(self) -> str:
-        """What a stop leaves of this sweep."""
+        """What a stop leaves of this sweep, in words."""
         ended = len(self._ended())
         parts = [f"{r['step']:,} of {r['steps']:,} steps of {r['id']}" for r in self._unfinished().values()]
         return f"{ended} of {len(self.jobs)} runs have ended; safe: {', '.join(parts) or 'no others'}"
@@ -103,12 +103,12 @@ class SweepProgress(Callback):
         return {_known_by(r): r for r in found if _known_by(r) in self.expected}
 
     def _unfinished(self) -> dict[Words, records.Record]:
-        """The records of the runs that have begun, with `held` where a process is at them now."""
+        """The records of unfinished runs; `held` says whether a process is working on them."""
         begun = [record | {"held": held(folder)} for folder, record in records.read_unfinished(self.runs)]
         return {_known_by(r): r for r in begun if _known_by(r) in self.expected}
 
     def _left(self, beside_s: float) -> str:
-        """About how long the runs that have not ended will take, each `beside_s` longer than its steps."""
+        """About how long the remaining runs will take, each `beside_s` longer than its steps."""
         ended, begun = self._ended(), self._unfinished()
         new = [words for words, record in ended.items()
                if record["status"] == "finished"
@@ -126,18 +126,18 @@ class SweepProgress(Callback):
 
 
 def _known_by(record: records.Record) -> Words:
-    """The words that a run was asked for with, as `SweepProgress.expected` has them."""
+    """The overrides of a run, in the form of `SweepProgress.expected`."""
     return frozenset(public(record["overrides"]))
 
 
 def _settings(words: list[str]) -> Words:
-    """The words of a job that may decide how many steps it takes: not its seed nor its column."""
+    """The overrides of a job that may decide its number of steps: neither its seed nor its column."""
     return frozenset(word for word in words if not word.startswith(("seed=", "data", "hydra")))
 
 
 @cache
 def _steps(words: Words) -> int:
-    """How many steps a job takes; 1 where its config cannot be composed, which the job itself will say."""
+    """The number of steps of a job; 1 if its config cannot be composed, an error that the job itself reports."""
     try:
         return int(compose("config", list(words)).schedule.steps)
     except (HydraException, OmegaConfBaseException, ValueError):

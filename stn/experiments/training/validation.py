@@ -1,4 +1,4 @@
-"""The error on digits that are kept aside, during training, and the weights that had the lowest."""
+"""The error on validation data during training, and the weights with the lowest error."""
 
 from collections import defaultdict
 from pathlib import Path
@@ -12,19 +12,19 @@ from stn.experiments.results import records
 
 
 def due(times: int, block: int, blocks: int) -> bool:
-    """Whether one of `times`, evenly over the blocks and the last after the last, comes after this block (from 0)."""
+    """Whether one of `times` events, spread evenly over the blocks up to the last, comes after this block (from 0)."""
     return (block + 1) * times // blocks > block * times // blocks
 
 
 def weights(network: nn.Module, run: str) -> bytes:
-    """A network's weights as safetensors, with the run's id."""
+    """A network's weights in the safetensors format, with the run's id."""
     return save({name: value.contiguous() for name, value in network.state_dict().items()}, metadata={"id": run})
 
 
 class Validation(pl.Callback):
-    """Adds `valid/...` to the block's entry of the curve, `times`, evenly over training; the best weights into `path`.
+    """Adds `valid/...` to the curve `times` times, evenly over training, and writes the best weights to `path`.
 
-    It draws nothing that training draws, so that training is the same bit for bit.
+    It does not touch the random numbers of training, which stays the same bit for bit.
     """
 
     def __init__(self, times: int, path: Path):
@@ -41,7 +41,7 @@ class Validation(pl.Callback):
 
 
 def measure(module) -> dict[str, float]:
-    """The metrics of the test over `module.data.test_batches`, in eval mode."""
+    """The test metrics over `module.data.test_batches`, in eval mode."""
     sums: dict[str, float] = defaultdict(float)
     images = 0
     module.eval()

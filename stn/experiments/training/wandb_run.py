@@ -1,4 +1,4 @@
-"""A run of Weights & Biases: what it is called, where it stands, and what its last act sends."""
+"""The Weights & Biases run: its name, group and tags, and the figures and files sent at its end."""
 
 import logging
 import os
@@ -12,12 +12,18 @@ from stn.experiments.errors import one_line
 from stn.experiments.results import records, tables
 from stn.experiments.training.answers import Answers
 
-SUMMARY = ("status", "params", "seconds", "samples_per_s", "failed_step")  # of the record, next to its metrics
+SUMMARY = (
+    "status",
+    "params",
+    "seconds",
+    "samples_per_s",
+    "failed_step",
+)  # keys of the record that are sent beside its metrics
 log = logging.getLogger(__name__)
 
 
 def table_of(record: records.Record, row: dict[str, Any] | None) -> tables.Table | None:
-    """The table in which a run stands, whether it is run alone or in a sweep; None where it is none of its cells."""
+    """The table of a run, whether it is run alone or in a sweep; None if it is not one of the table's cells."""
     path = ROOT / "conf/table" / f"{(row or {}).get('table')}.yaml"
     if record["smoke"] or not path.is_file():
         return None
@@ -28,13 +34,15 @@ def table_of(record: records.Record, row: dict[str, Any] | None) -> tables.Table
 def begin(
     project: str, settings: dict[str, Any], folder: Path, config: dict[str, Any], record: records.Record
 ) -> WandbLogger:
-    """The W&B run of this folder, whose name is its id: a killed run that goes on continues the same W&B run.
+    """The W&B run of this folder.  Its id is the folder's name, so a resumed run continues the same W&B run.
 
-    Its group is its table, its tags are table, row, column and schedule.  Offline where no account is set up, and,
-    after one line that says so, where the server does not answer or refuses.
+    Its group is its table; its tags are table, row, column and schedule.  It is offline if no account is set up, and,
+    after one line that says so, if the server refuses or does not answer.
     """
     os.environ.setdefault("WANDB_SILENT", "true")
-    os.environ["WANDB_DATA_DIR"] = str(folder / "wandb")  # where files wait to be sent; not in the home directory
+    os.environ["WANDB_DATA_DIR"] = str(
+        folder / "wandb"
+    )  # for files that wait to be sent, instead of the home directory
     import wandb
 
     tags = [record["schedule"]]
@@ -43,7 +51,7 @@ def begin(
         tags = [table.name, table.rows[record["experiment"]], config["column"], *tags]
     if record["synthetic"]:
         tags.append("synthetic data")
-    # the agent of a W&B sweep names its runs itself
+    # the agent of a W&B sweep sets the ids of its runs
     name = {} if "WANDB_SWEEP_ID" in os.environ else {"id": folder.name, "name": folder.name}
     run: dict[str, Any] = {
         "project": project, "settings": settings, "dir": folder, "config": config, "job_type": "train", "tags": tags,
@@ -65,21 +73,21 @@ def begin(
 def end(
     logger: WandbLogger, record: records.Record, row: dict[str, Any] | None, answers: Answers, folder: Path
 ) -> None:
-    """The record's figures beside the paper's, confusion matrix, worst examples and weights, as the last of a run."""
+    """Send the record's figures, the paper's, confusion matrix, worst examples and weights, and end the run."""
     try:
         run = logger.experiment
         run.summary.update({key: record[key] for key in SUMMARY if key in record} | figures(record, row))
         if record["status"] == "finished":
             send(logger, record, answers, folder)
         run.finish(exit_code=0 if record["status"] == "finished" else 1)
-    except Exception as error:  # of a server that has gone or of wandb's own process: the record is written already
+    except Exception as error:  # server or wandb's process lost; the record is safe
         log.warning("%s", _unsent(one_line(error), folder))
 
 
 def figures(record: records.Record, row: dict[str, Any] | None) -> dict[str, float]:
-    """Of a cell of a table its figure, by its column, the paper's, and the difference, ours - the paper's.
+    """For a cell of a table: our figure under its column's name, the paper's, and the difference ours - paper.
 
-    There are no two to compare where the data are synthetic.
+    On synthetic data there is only our figure.
     """
     table = table_of(record, row)
     if table is None or table.metric not in record["metrics"]:
@@ -93,7 +101,7 @@ def figures(record: records.Record, row: dict[str, Any] | None) -> dict[str, flo
 
 
 def send(logger: WandbLogger, record: records.Record, answers: Answers, folder: Path) -> None:
-    """What the test showed, and the weights."""
+    """Send confusion matrix, worst examples and weights."""
     import wandb
 
     step = {"trainer/global_step": record["steps"]}
@@ -112,5 +120,5 @@ def send(logger: WandbLogger, record: records.Record, answers: Answers, folder: 
 
 
 def _unsent(why: str, folder: Path) -> str:
-    later = f"WANDB_PROGRAM=wandb wandb sync {folder}/wandb/*run-*"  # or the command sends its own path, too
-    return f"W&B: {why}; the run stays on disk: send it later with `{later}`"
+    later = f"WANDB_PROGRAM=wandb wandb sync {folder}/wandb/*run-*"  # otherwise the command sends its own path, too
+    return f"W&B: {why}; the run is kept on disk: send it later with `{later}`"
