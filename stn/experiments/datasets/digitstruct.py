@@ -5,13 +5,15 @@ image, to its file name as uint16 characters and to a group of `height`, `left`,
 these is (1, 1) with the value where the image shows one digit, else (n, 1) with references to n such values.
 """
 
+import io
+import os
 import tarfile
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import h5py
 import numpy as np
@@ -121,6 +123,35 @@ def write(path: Path, numbers: Iterable[Number]) -> None:
             struct.create_dataset(key, data=np.array(references, dtype=object)[:, None], dtype=h5py.ref_dtype)
     with open(path, "r+b") as raw:  # the user block says what it is
         raw.write(b"MATLAB 7.3 MAT-file, HDF5 schema 1.00 .".ljust(124) + b"\x00\x02IM")
+
+
+def pack(folder: Path, split: str, pictures: Iterable[tuple[bytes, np.ndarray]]) -> Path:
+    """folder/<split>.tar.gz of PNGs and their digits, as in `Number`; it appears under its name only when it is whole."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{split}.tar.gz"
+    scratch, mat = (
+        folder / f".{split}.{os.getpid()}.{kind}" for kind in ("tar.gz", "mat")
+    )  # one's own, with two at it
+    numbers = []
+    try:
+        with tarfile.open(scratch, "w:gz", compresslevel=1) as tar:
+
+            def add(name: str, data: BinaryIO, size: int) -> None:
+                info = tarfile.TarInfo(f"{split}/{name}")
+                info.size = size
+                tar.addfile(info, data)
+
+            for i, (png, digits) in enumerate(pictures, start=1):
+                numbers.append(Number(f"{i}.png", digits))
+                add(f"{i}.png", io.BytesIO(png), len(png))
+            write(mat, numbers)
+            with open(mat, "rb") as file:
+                add("digitStruct.mat", file, mat.stat().st_size)
+        os.replace(scratch, path)
+    finally:
+        scratch.unlink(missing_ok=True)
+        mat.unlink(missing_ok=True)
+    return path
 
 
 def members(archive: Path) -> Iterator[tuple[str, tarfile.TarFile, tarfile.TarInfo]]:

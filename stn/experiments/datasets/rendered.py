@@ -6,7 +6,6 @@ textured walls, with digits of other numbers around them, under perspective, blu
 
 import io
 import os
-import tarfile
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from functools import cache
@@ -20,7 +19,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
-from stn.experiments.datasets.digitstruct import Number, write
+from stn.experiments.datasets.digitstruct import pack
 from stn.experiments.errors import writing
 
 COUNTS = {"train": 26_000, "test": 4_000}
@@ -183,24 +182,7 @@ def _one(job: tuple[int, str, int]) -> tuple[bytes, np.ndarray]:
 
 def archive(folder: Path, split: str, n: int, seed: int = 0) -> Path:
     """Write n rendered numbers as folder/<split>.tar.gz; it appears under its name only when it is whole."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{split}.tar.gz"
-    scratch, mat = (
-        folder / f".{split}.{os.getpid()}.{kind}" for kind in ("tar.gz", "mat")
-    )  # one's own, with two at it
-    numbers = []
-    try:
-        with writing(path), tarfile.open(scratch, "w:gz", compresslevel=1) as tar:
-            for i, (png, digits) in enumerate(tqdm(_rendered(seed, split, n), f"rendering {split}", n), start=1):
-                numbers.append(Number(f"{i}.png", digits))
-                _add(tar, f"{split}/{i}.png", png)
-            write(mat, numbers)
-            _add(tar, f"{split}/digitStruct.mat", mat.read_bytes())
-        os.replace(scratch, path)
-    finally:
-        scratch.unlink(missing_ok=True)
-        mat.unlink(missing_ok=True)
-    return path
+    return pack(folder, split, tqdm(_rendered(seed, split, n), f"rendering {split}", n))
 
 
 def _rendered(seed: int, split: str, n: int) -> Iterator[tuple[bytes, np.ndarray]]:
@@ -210,9 +192,3 @@ def _rendered(seed: int, split: str, n: int) -> Iterator[tuple[bytes, np.ndarray
         return
     with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
         yield from pool.map(_one, jobs, chunksize=50)
-
-
-def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
-    info = tarfile.TarInfo(name)
-    info.size = len(data)
-    tar.addfile(info, io.BytesIO(data))
