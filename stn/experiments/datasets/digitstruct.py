@@ -19,7 +19,7 @@ import h5py
 import numpy as np
 from tqdm import tqdm
 
-from stn.experiments.errors import one_line
+from stn.experiments.errors import one_line, writing
 
 DOUBLE = np.dtype(np.float64)
 REFERENCE = h5py.h5t.py_create(h5py.ref_dtype)
@@ -134,7 +134,7 @@ def pack(folder: Path, split: str, pictures: Iterable[tuple[bytes, np.ndarray]])
     )  # one's own, with two at it
     numbers = []
     try:
-        with tarfile.open(scratch, "w:gz", compresslevel=1) as tar:
+        with writing(path), tarfile.open(scratch, "w:gz", compresslevel=1) as tar:
 
             def add(name: str, data: BinaryIO, size: int) -> None:
                 info = tarfile.TarInfo(f"{split}/{name}")
