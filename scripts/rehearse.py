@@ -15,7 +15,7 @@ import numpy as np
 import yaml
 from tqdm import tqdm
 
-from stn.experiments.command import ROOT, run
+from stn.experiments.command import run
 from stn.experiments.datasets import digitstruct, rendered, synthetic_birds
 from stn.experiments.datasets.cub_files import FOLDER
 from stn.experiments.datasets.fetch import manifest, sha256

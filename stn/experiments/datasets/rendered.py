@@ -4,8 +4,6 @@ Numbers of 1 to 5 digits, their lengths as frequent as in SVHN's training set, i
 textured walls, with digits of other numbers around them, under perspective, blur, noise and JPEG.
 """
 
-import io
-import os
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from functools import cache
@@ -20,7 +18,6 @@ from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
 from stn.experiments.datasets.digitstruct import pack
-from stn.experiments.errors import writing
 
 COUNTS = {"train": 26_000, "test": 4_000}
 LENGTHS = (5137, 18130, 8691, 1434, 9)  # numbers of 1 to 5 digits in SVHN's training set
