@@ -38,7 +38,7 @@ def write_svhn(folder: Path, files: dict, one_in: int) -> None:
             high -= 1
         n = file["numbers"] // one_in
         chosen = np.random.default_rng(0).integers(low, high, n)
-        archive = digitstruct.pack(folder, name.removesuffix(".tar.gz"), (pool[i] for i in tqdm(chosen, name)))
+        archive = digitstruct.pack(folder, name.removesuffix(".tar.gz"), (pool[i] for i in chosen), n)
         file |= {"bytes": archive.stat().st_size, "numbers": n}
 
 

@@ -81,6 +81,24 @@ def test_a_digit_struct_is_read_as_the_slow_usual_reader_does(tmp_path):
     assert [n.name for n in found] == ["1.png", "2.png"]
 
 
+def test_values_that_are_stored_in_chunks_are_read_alike(tmp_path):
+    numbers = [number("1.png", (3, 4, 10, 20, 1)), number("2.png", (-1, 0, 5, 6, 10), (7.5, 0, 5, 6, 9))]
+    digitstruct.write(tmp_path / "contiguous.mat", numbers)
+    with h5py.File(tmp_path / "contiguous.mat") as old, h5py.File(tmp_path / "chunked.mat", "w") as new:
+        for group in ("digitStruct", "#refs#"):
+            old.copy(group, new, expand_refs=True)
+        heap = new["#refs#"]
+        for name, item in list(heap.items()):  # one number's box, and the coordinates of the other's
+            for key, place in [(name, heap)] if isinstance(item, h5py.Dataset) else [(k, item) for k in item]:
+                if place[key].dtype != h5py.ref_dtype:
+                    values = place[key][()]
+                    del place[key]
+                    place.create_dataset(key, data=values, chunks=values.shape, compression="gzip")
+        assert heap["b0/left"].id.get_storage_size() != 8
+    found = digitstruct.read(tmp_path / "chunked.mat", progress=False)
+    assert [n.digits.tolist() for n in found] == [n.digits.tolist() for n in numbers]
+
+
 def test_many_records_are_read_by_processes_in_their_order(tmp_path, monkeypatch):
     monkeypatch.setattr(digitstruct, "PART", 4)
     names = [f"{i}.png" for i in range(1, 11)]

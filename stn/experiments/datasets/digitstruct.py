@@ -13,7 +13,7 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import h5py
 import numpy as np
@@ -75,7 +75,7 @@ def _part(part: tuple[Path, int, int]) -> list[Number]:
 
 
 def _values(dataset: h5py.h5d.DatasetID, dtype: np.dtype, kind: h5py.h5t.TypeID) -> np.ndarray:
-    out = np.empty(dataset.get_storage_size() // kind.get_size(), dtype)
+    out = np.empty(dataset.get_space().get_simple_extent_npoints(), dtype)
     space = h5py.h5s.create_simple((len(out),))
     dataset.read(space, h5py.h5s.ALL, out, kind)
     return out
@@ -91,7 +91,7 @@ def _digits(reference: h5py.Reference, file: h5py.h5f.FileID) -> np.ndarray:
     columns = []
     for field in FIELDS:
         dataset = h5py.h5d.open(group, field.encode())
-        if dataset.get_storage_size() == DOUBLE.itemsize:
+        if dataset.get_space().get_simple_extent_npoints() == 1:
             columns.append(_values(dataset, DOUBLE, h5py.h5t.NATIVE_DOUBLE))
             continue
         scalars = _values(dataset, h5py.ref_dtype, REFERENCE)
@@ -139,8 +139,8 @@ def write(path: Path, numbers: Iterable[Number]) -> None:
         raw.write(b"MATLAB 7.3 MAT-file, HDF5 schema 1.00 .".ljust(124) + b"\x00\x02IM")
 
 
-def pack(folder: Path, split: str, pictures: Iterable[tuple[bytes, np.ndarray]]) -> Path:
-    """folder/<split>.tar.gz of PNGs and their digits, as in `Number`; it appears only when it is whole."""
+def pack(folder: Path, split: str, pictures: Iterator[tuple[bytes, np.ndarray]], n: int) -> Path:
+    """folder/<split>.tar.gz of n PNGs and their digits, as in `Number`; it appears only when it is whole."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{split}.tar.gz"
     scratch, mat = (
@@ -150,12 +150,12 @@ def pack(folder: Path, split: str, pictures: Iterable[tuple[bytes, np.ndarray]])
     try:
         with writing(path), tarfile.open(scratch, "w:gz", compresslevel=1) as tar:
 
-            def add(name: str, data: BinaryIO, size: int) -> None:
+            def add(name: str, data: Any, size: int) -> None:
                 info = tarfile.TarInfo(f"{split}/{name}")
                 info.size = size
                 tar.addfile(info, data)
 
-            for i, (png, digits) in enumerate(pictures, start=1):
+            for i, (png, digits) in enumerate(tqdm(pictures, path.name, n), start=1):
                 numbers.append(Number(f"{i}.png", digits))
                 add(f"{i}.png", io.BytesIO(png), len(png))
             write(mat, numbers)

@@ -15,7 +15,6 @@ from typing import Any
 import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
-from tqdm import tqdm
 
 from stn.experiments.datasets.digitstruct import pack
 
@@ -179,7 +178,7 @@ def _one(job: tuple[int, str, int]) -> tuple[bytes, np.ndarray]:
 
 def archive(folder: Path, split: str, n: int, seed: int = 0) -> Path:
     """Write n rendered numbers as folder/<split>.tar.gz; it appears under its name only when it is whole."""
-    return pack(folder, split, tqdm(_rendered(seed, split, n), f"rendering {split}", n))
+    return pack(folder, split, _rendered(seed, split, n), n)
 
 
 def _rendered(seed: int, split: str, n: int) -> Iterator[tuple[bytes, np.ndarray]]:
