@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import yaml
+from PIL import Image
 from tqdm import tqdm
 
 from stn.experiments.command import run
@@ -20,18 +21,19 @@ from stn.experiments.datasets import digitstruct, rendered, synthetic_birds
 from stn.experiments.datasets.cub_files import FOLDER
 from stn.experiments.datasets.fetch import manifest, sha256
 
-POOL = 1000  # different house numbers, and birds, that an archive repeats in random order
+POOL = 300  # different house numbers, and birds, that an archive repeats in random order
 MAT = 600  # packed bytes of digitStruct.mat for a number
 CLASSES, BIRDS, BIRDS_TRAIN, ATTRIBUTES = 200, 11_788, 5_994, 312
 SIDES_PX = ((500, 375), (500, 333), (500, 400), (375, 500))  # width and height of a bird's photograph
 
 
 def write_svhn(folder: Path, files: dict, one_in: int) -> None:
-    pool = sorted((rendered.render(0, "train", i) for i in range(POOL)), key=lambda picture: len(picture[0]))
+    drawn = min(POOL, max(file["numbers"] for file in files.values()) // one_in)
+    pool = sorted((rendered.render(0, "train", i) for i in range(drawn)), key=lambda picture: len(picture[0]))
     sizes = np.array([len(png) for png, _ in pool])
     for name, file in files.items():
         target = file["bytes"] / file["numbers"] - MAT  # without the smallest or the largest, the mean is as SVHN's
-        low, high = 0, POOL
+        low, high = 0, drawn
         while sizes[low:high].mean() < target and low < high - 1:
             low += 1
         while sizes[low:high].mean() > target and low < high - 1:
@@ -51,7 +53,7 @@ def photographs(n: int) -> Iterator[synthetic_birds.Bird]:
         w, h = SIDES_PX[rng.integers(len(SIDES_PX))]
         x, y = w / picture.width, h / picture.height
         grain = rng.normal(0, 9, (h, w, 1))
-        photo = synthetic_birds.Image.fromarray(
+        photo = Image.fromarray(
             (np.asarray(picture.resize((w, h))) + grain).clip(0, 255).astype(np.uint8)
         )
         scaled = {part: (left * x, top * y) for part, (left, top) in places.items()}
