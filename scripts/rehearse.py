@@ -53,9 +53,7 @@ def photographs(n: int) -> Iterator[synthetic_birds.Bird]:
         w, h = SIDES_PX[rng.integers(len(SIDES_PX))]
         x, y = w / picture.width, h / picture.height
         grain = rng.normal(0, 9, (h, w, 1))
-        photo = Image.fromarray(
-            (np.asarray(picture.resize((w, h))) + grain).clip(0, 255).astype(np.uint8)
-        )
+        photo = Image.fromarray((np.asarray(picture.resize((w, h))) + grain).clip(0, 255).astype(np.uint8))
         scaled = {part: (left * x, top * y) for part, (left, top) in places.items()}
         pool.append((synthetic_birds.jpeg(photo, 95), scaled, (left * x, top * y, width * x, height * y)))
     rng = np.random.default_rng(0)

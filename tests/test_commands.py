@@ -192,7 +192,7 @@ def test_bench_runs_every_part_or_those_that_are_named(words, monkeypatch):
 
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory):
-    """What git has, with this environment and MNIST, so that nothing is fetched; fewer rendered numbers, birds and SVHN of REHEARSED."""
+    """What git has, this environment, MNIST and archives of REHEARSED, so that nothing is fetched; fewer numbers."""
     if not (ROOT / ".venv/.ready").exists():
         pytest.skip("needs the environment of `make setup`")
     folder = tmp_path_factory.mktemp("fresh") / "stn"

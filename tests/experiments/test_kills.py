@@ -142,13 +142,13 @@ def test_data_prepared_in_spite_of_kills_are_those_of_an_uninterrupted_preparati
         process = start(*words[parts])
         for _ in range(draw.randint(1, 5)):  # until so many files have come or gone
             names = set(parts.rglob("*"))
-            wait_until(lambda names=names: set(parts.rglob("*")) != names or process.poll() is not None)
+            wait_until(lambda p=process, names=names: set(parts.rglob("*")) != names or p.poll() is not None)
         number = draw.choice([signal.SIGINT, signal.SIGKILL])
-        if process.poll() is None:
-            said = stop(process, number)
-            assert "Traceback" not in said
-            if number == signal.SIGINT:
-                assert said.splitlines()[-1].startswith("stopped by SIGINT; go on with: python scripts/prepare.py")
+        ended = process.poll() is not None
+        said = stop(process, number) if not ended else process.communicate()[0]
+        assert "Traceback" not in said
+        if number == signal.SIGINT and not ended:
+            assert said.splitlines()[-1].startswith("stopped by SIGINT; go on with: python scripts/prepare.py")
     process = start(*words[parts])
     said, _ = process.communicate(timeout=1800)
     assert process.returncode == 0, said

@@ -444,6 +444,14 @@ def test_a_download_that_stopped_goes_on_until_it_is_whole(server, tmp_path):
     assert server.starts == [0, 50_000]
 
 
+def test_an_archive_of_another_size_is_named_and_fetched_again(server, tmp_path, caplog):
+    path = tmp_path / "train.tar.gz"
+    path.write_bytes(b"0123456789")
+    download(f"{server.url}train.tar.gz", path, len(ARCHIVE))
+    assert f"{path} has 10 bytes, the manifest says {len(ARCHIVE)}: it is fetched again" in caplog.text
+    assert path.read_bytes() == ARCHIVE
+
+
 def test_a_download_of_another_size_is_not_taken(server, tmp_path):
     with pytest.raises(OSError, match=rf"it offers {len(ARCHIVE)} bytes of 70000"):
         download(f"{server.url}train.tar.gz", tmp_path / "train.tar.gz", 70_000)

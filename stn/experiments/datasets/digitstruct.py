@@ -19,6 +19,7 @@ import h5py
 import numpy as np
 from tqdm import tqdm
 
+from stn.experiments.command import end_with_parent, starting_workers
 from stn.experiments.errors import one_line, writing
 
 DOUBLE = np.dtype(np.float64)
@@ -46,8 +47,10 @@ def read(path: Path, progress: bool = True) -> list[Number]:
         with tqdm(total=n, desc=str(path.name), unit="number", disable=not progress) as bar:
             if len(parts) == 1:
                 return _part(parts[0])
-            with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
-                for numbers in pool.map(_part, parts):
+            with ProcessPoolExecutor(mp_context=get_context("spawn"), initializer=end_with_parent) as pool:
+                with starting_workers():
+                    results = pool.map(_part, parts)
+                for numbers in results:
                     found += numbers
                     bar.update(len(numbers))
         return found
@@ -63,7 +66,7 @@ def read(path: Path, progress: bool = True) -> list[Number]:
         ) from None
 
 
-PART = 5000  # records that one process reads at a time
+PART = 1000  # records that one process reads at a time: about a second, for which a signal has to wait
 
 
 def _part(part: tuple[Path, int, int]) -> list[Number]:

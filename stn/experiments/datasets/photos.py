@@ -211,9 +211,7 @@ class Photos:
         return sums
 
 
-def _stacked(
-    futures: list[Future], device: torch.device
-) -> tuple[Float[Tensor, "b 3 s s"], Float[Tensor, "b p 2"]]:
+def _stacked(futures: list[Future], device: torch.device) -> tuple[Float[Tensor, "b 3 s s"], Float[Tensor, "b p 2"]]:
     photos, points = zip(*(future.result() for future in futures), strict=True)
     u = torch.from_numpy(np.stack(photos)).permute(0, 3, 1, 2)  # channels last in memory, as the network's weights
     return u.to(device).float() / 255, torch.from_numpy(np.stack(points)).float().to(device)  # bytes travel, not floats

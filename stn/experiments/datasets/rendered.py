@@ -16,6 +16,7 @@ import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from stn.experiments.command import end_with_parent, starting_workers
 from stn.experiments.datasets.digitstruct import pack
 
 COUNTS = {"train": 26_000, "test": 4_000}
@@ -186,5 +187,7 @@ def _rendered(seed: int, split: str, n: int) -> Iterator[tuple[bytes, np.ndarray
     if n < 200:  # a pool costs more
         yield from map(_one, jobs)
         return
-    with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
-        yield from pool.map(_one, jobs, chunksize=50)
+    with ProcessPoolExecutor(mp_context=get_context("spawn"), initializer=end_with_parent) as pool:
+        with starting_workers():
+            pictures = pool.map(_one, jobs, chunksize=50)
+        yield from pictures
