@@ -125,6 +125,11 @@ def contents(root):
     return {path.relative_to(root): path.read_bytes() for path in root.rglob("*") if path.is_file() and path.suffix}
 
 
+def names(root):
+    """Of all files below root, some of which may go meanwhile."""
+    return {os.path.join(folder, name) for folder, _, files in os.walk(root) for name in files}
+
+
 @pytest.mark.parametrize("name", ["svhn", "cub"])
 def test_data_prepared_in_spite_of_kills_are_those_of_an_uninterrupted_preparation(name, tmp_path):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
@@ -141,8 +146,8 @@ def test_data_prepared_in_spite_of_kills_are_those_of_an_uninterrupted_preparati
     for _ in range(PREPARATIONS_KILLED):
         process = start(*words[parts])
         for _ in range(draw.randint(1, 5)):  # until so many files have come or gone
-            names = set(parts.rglob("*"))
-            wait_until(lambda p=process, names=names: set(parts.rglob("*")) != names or p.poll() is not None)
+            before = names(parts)
+            wait_until(lambda p=process, before=before: names(parts) != before or p.poll() is not None)
         number = draw.choice([signal.SIGINT, signal.SIGKILL])
         ended = process.poll() is not None
         said = stop(process, number) if not ended else process.communicate()[0]
