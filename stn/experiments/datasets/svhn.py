@@ -172,7 +172,7 @@ def prepare(folder: Path, size_px: int, counts: dict[str, int | None]) -> Path:
         _write_json(progress_file, done)
 
     def write(pictures: list[tuple[bytes, Number, str, int]]) -> None:
-        cuts = pool.map(lambda picture: crop(*picture[:2], size_px), pictures)
+        cuts = pool.map(lambda picture: crop(picture[0], picture[1], size_px), pictures)
         for cut, (_, number, split, row) in zip(cuts, pictures, strict=True):
             files[split][row], labels[split][row] = cut, label(number)
 
