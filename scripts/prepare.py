@@ -4,7 +4,7 @@ import argparse
 import logging
 
 from stn.experiments.command import ROOT, Options, a_path, run
-from stn.experiments.datasets.fetch import download, fetch, manifest
+from stn.experiments.datasets.fetch import alone, download, fetch, manifest
 
 
 def prepare_mnist(options: argparse.Namespace) -> str:
@@ -21,11 +21,12 @@ def prepare_cub(options: argparse.Namespace) -> str:
 def prepare_svhn(options: argparse.Namespace) -> str:
     from stn.experiments.datasets.svhn import prepare
 
-    entry = manifest("svhn", options.root)
-    for name, file in entry["files"].items():
-        download(entry["mirror"] + name, options.root / "svhn" / name, file["bytes"])
-    counts = {name.removesuffix(".tar.gz"): file["numbers"] for name, file in entry["files"].items()}
-    return ", ".join(str(prepare(options.root / "svhn", size_px, counts)) for size_px in options.size_px)
+    entry, folder = manifest("svhn", options.root), options.root / "svhn"
+    with alone(folder):
+        for name, file in entry["files"].items():
+            download(entry["mirror"] + name, folder / name, file["bytes"])
+        counts = {name.removesuffix(".tar.gz"): file["numbers"] for name, file in entry["files"].items()}
+        return ", ".join(str(prepare(folder, size_px, counts)) for size_px in options.size_px)
 
 
 def prepare_svhn_rendered(options: argparse.Namespace) -> str:
@@ -33,10 +34,11 @@ def prepare_svhn_rendered(options: argparse.Namespace) -> str:
     from stn.experiments.datasets.svhn import prepare
 
     folder = options.root / "svhn_rendered"
-    for split, count in rendered.COUNTS.items():
-        if not (folder / f"{split}.tar.gz").exists():
-            rendered.archive(folder, split, count)
-    return ", ".join(str(prepare(folder, size_px, dict(rendered.COUNTS))) for size_px in options.size_px)
+    with alone(folder):
+        for split, count in rendered.COUNTS.items():
+            if not (folder / f"{split}.tar.gz").exists():
+                rendered.archive(folder, split, count)
+        return ", ".join(str(prepare(folder, size_px, dict(rendered.COUNTS))) for size_px in options.size_px)
 
 
 DATASETS = {"mnist": prepare_mnist, "cub": prepare_cub, "svhn": prepare_svhn, "svhn_rendered": prepare_svhn_rendered}

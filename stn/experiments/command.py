@@ -11,7 +11,8 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import NoReturn
@@ -183,6 +184,19 @@ def watch(gone: Callable[[], bool], end: Callable[[], object]) -> None:
         end()
 
     threading.Thread(target=look, daemon=True).start()
+
+
+@contextmanager
+def starting_workers() -> Iterator[None]:
+    """Processes that are started meanwhile never see a signal of the terminal, not even while they import."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, set(STOP) - {signal.SIGTERM})  # which a new process takes over
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @cache

@@ -120,7 +120,7 @@ def test_missing_images_are_counted_and_the_first_is_named(folder):
     first, *_ = images = sorted((folder / "images").rglob("*.jpg"))[:2]
     for image in images:
         image.unlink()
-    with pytest.raises(FileNotFoundError, match=rf"^2 of 60 images [^\n]* the first is {first}: "):
+    with pytest.raises(FileNotFoundError, match=rf"^2 of the 60 images [^\n]* the first is {first}: "):
         read(folder)
 
 
@@ -160,6 +160,14 @@ def test_an_archive_is_unpacked_under_its_folder_s_name_alone(birds, tmp_path):
     unpack(pack(tmp_path / "CUB_200_2011.tgz", birds), tmp_path / "CUB_200_2011")
     assert read(tmp_path / "CUB_200_2011").names == read(birds).names
     assert {path.name for path in tmp_path.iterdir()} == {"CUB_200_2011", "CUB_200_2011.tgz"}
+
+
+def test_what_a_killed_process_has_unpacked_is_not_kept(birds, tmp_path):
+    (tmp_path / ".CUB_200_2011.partial/CUB_200_2011/images").mkdir(parents=True)
+    (tmp_path / ".CUB_200_2011.partial/CUB_200_2011/images/half.jpg").write_bytes(b"half")
+    unpack(pack(tmp_path / "CUB_200_2011.tgz", birds), tmp_path / "CUB_200_2011")
+    assert {path.name for path in tmp_path.iterdir()} == {"CUB_200_2011", "CUB_200_2011.tgz"}
+    assert not (tmp_path / "CUB_200_2011/images/half.jpg").exists()
 
 
 @pytest.mark.parametrize(
@@ -258,7 +266,7 @@ def test_other_bytes_than_the_manifest_s_are_refused_in_one_line(root, mirror):
     mirror.bodies["/CUB_200_2011.tgz"] = b"\x1f\x8b" + bytes(len(mirror.bodies["/CUB_200_2011.tgz"]) - 2)
     with pytest.raises(FileNotFoundError, match=rf"^{archive} is missing, and {mirror.url} did not [^\n]*$"):
         fetch_cub(root)
-    assert list((root / "cub").iterdir()) == []
+    assert [path.name for path in (root / "cub").iterdir()] == [".lock"]
 
 
 def test_without_network_and_archive_one_line_says_what_to_do(root):

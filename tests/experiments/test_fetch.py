@@ -11,6 +11,7 @@ import subprocess
 import tarfile
 import tempfile
 import threading
+import time
 import urllib.request
 from contextlib import suppress
 
@@ -19,7 +20,7 @@ import yaml
 from mirror import serving
 
 from stn.experiments.datasets import fetch as module
-from stn.experiments.datasets.fetch import Bounded, Refused, download, fetch, install
+from stn.experiments.datasets.fetch import Bounded, Refused, alone, download, fetch, install
 from stn.experiments.errors import Unwritable
 
 FILES = {"images": random.Random(0).randbytes(200_000), "labels": b"0123456789"}
@@ -280,7 +281,7 @@ def test_an_npm_that_fails_or_leaves_nothing_is_passed_over(root):
 
 
 def test_a_folder_without_manifest_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match=f"^no {tmp_path}/manifest.yaml: .* has to be the data folder"):
+    with pytest.raises(FileNotFoundError, match=f"^{tmp_path}/manifest.yaml is missing: .* has to be the data folder"):
         fetch("digits", tmp_path)
 
 
@@ -404,3 +405,21 @@ def test_no_partial_file_and_no_answer_poisons_later_tries(tmp_path, mirror, par
             download(f"{mirror.url}train.tar.gz", path, LARGE, hashlib.sha256(ARCHIVE).hexdigest())
     assert path.read_bytes() == ARCHIVE
     assert [file.name for file in tmp_path.iterdir() if "train" in file.name] == ["train.tar.gz"]
+
+
+def test_one_process_at_a_time_prepares_a_folder(tmp_path, caplog):
+    order = []
+
+    def second():
+        with alone(tmp_path):
+            order.append("second")
+
+    thread = threading.Thread(target=second)
+    with alone(tmp_path):
+        thread.start()
+        while "waiting until it has ended" not in caplog.text:
+            assert thread.is_alive()
+            time.sleep(0.01)
+        order.append("first")
+    thread.join()
+    assert order == ["first", "second"]

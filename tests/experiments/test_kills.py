@@ -4,6 +4,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,6 +23,7 @@ ROOT = Path(__file__).parents[2]
 KILLS = 20
 SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL]
 STEPS, SEEDS = 3000, 2
+ONE_IN, PREPARATIONS_KILLED = 100, 5  # of SVHN and CUB-200-2011 one image in so many
 RUN = ["experiment=mnist_st_fcn_affine", "schedule=smoke", "logger=none", "progress=false", "threads=1", "device=cpu",
        "schedule.block_steps=20", "schedule.batch_size=32", "checkpoint_every_s=0"]  # fmt: skip
 SWEEP = ["run.py", "--multirun", *RUN, "seed=0,1", "budget=40000", f"schedule.steps={STEPS}"]
@@ -116,6 +118,46 @@ def test_a_sweep_killed_again_and_again_ends_in_the_bits_of_an_uninterrupted_one
         assert [0, *(to for _, to in spans)] == [*(begun for begun, _ in spans), STEPS]
     assert sum(len(json.loads((tmp_path / name / "result.json").read_text())["sessions"]) for name in runs) > KILLS
     assert list(tmp_path.glob("*/*.tmp")) == []
+
+
+def contents(root):
+    """The bytes of every file below root but the locks."""
+    return {path.relative_to(root): path.read_bytes() for path in root.rglob("*") if path.is_file() and path.suffix}
+
+
+def names(root):
+    """Of all files below root, some of which may go meanwhile."""
+    return {os.path.join(folder, name) for folder, _, files in os.walk(root) for name in files}
+
+
+@pytest.mark.parametrize("name", ["svhn", "cub"])
+def test_data_prepared_in_spite_of_kills_are_those_of_an_uninterrupted_preparation(name, tmp_path):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    whole.mkdir()
+    shutil.copy(ROOT / "data/manifest.yaml", whole)
+    words = {root: ["scripts/prepare.py", name, "--root", root] for root in (whole, parts)}
+    for command in (["scripts/rehearse.py", name, "--root", whole, "--one-in", ONE_IN], words[whole]):
+        if command == words[whole]:
+            shutil.copytree(whole, parts)
+        process = start(*command)
+        said, _ = process.communicate(timeout=1800)
+        assert process.returncode == 0, said
+    draw = random.Random(name)
+    for _ in range(PREPARATIONS_KILLED):
+        process = start(*words[parts])
+        for _ in range(draw.randint(1, 5)):  # until so many files have come or gone
+            before = names(parts)
+            wait_until(lambda p=process, before=before: names(parts) != before or p.poll() is not None)
+        number = draw.choice([signal.SIGINT, signal.SIGKILL])
+        ended = process.poll() is not None
+        said = stop(process, number) if not ended else process.communicate()[0]
+        assert "Traceback" not in said
+        if number == signal.SIGINT and not ended:
+            assert said.splitlines()[-1].startswith("stopped by SIGINT; go on with: python scripts/prepare.py")
+    process = start(*words[parts])
+    said, _ = process.communicate(timeout=1800)
+    assert process.returncode == 0, said
+    assert contents(parts) == contents(whole)
 
 
 COMMANDS = {

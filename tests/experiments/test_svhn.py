@@ -81,6 +81,24 @@ def test_a_digit_struct_is_read_as_the_slow_usual_reader_does(tmp_path):
     assert [n.name for n in found] == ["1.png", "2.png"]
 
 
+def test_values_that_are_stored_in_chunks_are_read_alike(tmp_path):
+    numbers = [number("1.png", (3, 4, 10, 20, 1)), number("2.png", (-1, 0, 5, 6, 10), (7.5, 0, 5, 6, 9))]
+    digitstruct.write(tmp_path / "contiguous.mat", numbers)
+    with h5py.File(tmp_path / "contiguous.mat") as old, h5py.File(tmp_path / "chunked.mat", "w") as new:
+        for group in ("digitStruct", "#refs#"):
+            old.copy(group, new, expand_refs=True)
+        heap = new["#refs#"]
+        for name, item in list(heap.items()):  # one number's box, and the coordinates of the other's
+            for key, place in [(name, heap)] if isinstance(item, h5py.Dataset) else [(k, item) for k in item]:
+                if place[key].dtype != h5py.ref_dtype:
+                    values = place[key][()]
+                    del place[key]
+                    place.create_dataset(key, data=values, chunks=values.shape, compression="gzip")
+        assert heap["b0/left"].id.get_storage_size() != 8
+    found = digitstruct.read(tmp_path / "chunked.mat", progress=False)
+    assert [n.digits.tolist() for n in found] == [n.digits.tolist() for n in numbers]
+
+
 def test_many_records_are_read_by_processes_in_their_order(tmp_path, monkeypatch):
     monkeypatch.setattr(digitstruct, "PART", 4)
     names = [f"{i}.png" for i in range(1, 11)]
@@ -424,6 +442,14 @@ def test_a_download_that_stopped_goes_on_until_it_is_whole(server, tmp_path):
     download(url, path, len(ARCHIVE))  # nothing left to do
     assert path.read_bytes() == ARCHIVE
     assert server.starts == [0, 50_000]
+
+
+def test_an_archive_of_another_size_is_named_and_fetched_again(server, tmp_path, caplog):
+    path = tmp_path / "train.tar.gz"
+    path.write_bytes(b"0123456789")
+    download(f"{server.url}train.tar.gz", path, len(ARCHIVE))
+    assert f"{path} has 10 bytes, the manifest says {len(ARCHIVE)}: it is fetched again" in caplog.text
+    assert path.read_bytes() == ARCHIVE
 
 
 def test_a_download_of_another_size_is_not_taken(server, tmp_path):

@@ -7,7 +7,6 @@ import logging
 import os
 import shutil
 import tarfile
-import tempfile
 import zlib
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -16,7 +15,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from stn.experiments.datasets.fetch import download, manifest, sha256
+from stn.experiments.datasets.fetch import alone, download, manifest, sha256
 from stn.experiments.datasets.photos import Listing
 from stn.experiments.errors import Unwritable, writing
 
@@ -110,12 +109,14 @@ def fetch_cub(root: Path) -> Path:
     entry = manifest("cub", root)
     ((name, file),) = entry["files"].items()
     archive = root / "cub" / name
-    archive.parent.mkdir(parents=True, exist_ok=True)
-    if not archive.is_file():
-        _download(archive, file, entry["mirrors"])
-    elif sha256(archive) != file["sha256"]:
-        raise ValueError(f"{archive} is damaged (its sha256 is wrong): delete it and run `make data-cub`")
-    unpack(archive, folder)
+    with alone(archive.parent):
+        if folder.is_dir():  # the process that this one has waited for was at it
+            return folder
+        if not archive.is_file():
+            _download(archive, file, entry["mirrors"])
+        elif sha256(archive) != file["sha256"]:
+            raise ValueError(f"{archive} is damaged (its sha256 is wrong): delete it and run `make data-cub`")
+        unpack(archive, folder)
     return folder
 
 
@@ -139,7 +140,8 @@ def unpack(archive: Path, folder: Path) -> None:
     Raises ValueError, and keeps nothing, on a member outside the folder, on links and devices, and on a damaged
     archive.
     """
-    scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    scratch = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(scratch, ignore_errors=True)  # what a process that was killed has left
     try:
         with tarfile.open(archive) as tar:
             for member in tar:

@@ -5,19 +5,22 @@ per image: to its file name as uint16 characters, and to a group of `height`, `l
 these is (1, 1) with the value if the image shows one digit, else (n, 1) with references to n such values.
 """
 
+import io
+import os
 import tarfile
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import h5py
 import numpy as np
 from tqdm import tqdm
 
-from stn.experiments.errors import one_line
+from stn.experiments.command import end_with_parent, starting_workers
+from stn.experiments.errors import one_line, writing
 
 DOUBLE = np.dtype(np.float64)
 REFERENCE = h5py.h5t.py_create(h5py.ref_dtype)
@@ -44,8 +47,10 @@ def read(path: Path, progress: bool = True) -> list[Number]:
         with tqdm(total=n, desc=str(path.name), unit="number", disable=not progress) as bar:
             if len(parts) == 1:
                 return _part(parts[0])
-            with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
-                for numbers in pool.map(_part, parts):
+            with ProcessPoolExecutor(mp_context=get_context("spawn"), initializer=end_with_parent) as pool:
+                with starting_workers():
+                    results = pool.map(_part, parts)
+                for numbers in results:
                     found += numbers
                     bar.update(len(numbers))
         return found
@@ -61,7 +66,7 @@ def read(path: Path, progress: bool = True) -> list[Number]:
         ) from None
 
 
-PART = 5000  # records that a process reads at a time
+PART = 1000  # records that one process reads at a time: about a second, for which a signal has to wait
 
 
 def _part(part: tuple[Path, int, int]) -> list[Number]:
@@ -73,7 +78,7 @@ def _part(part: tuple[Path, int, int]) -> list[Number]:
 
 
 def _values(dataset: h5py.h5d.DatasetID, dtype: np.dtype, kind: h5py.h5t.TypeID) -> np.ndarray:
-    out = np.empty(dataset.get_storage_size() // kind.get_size(), dtype)
+    out = np.empty(dataset.get_space().get_simple_extent_npoints(), dtype)
     space = h5py.h5s.create_simple((len(out),))
     dataset.read(space, h5py.h5s.ALL, out, kind)
     return out
@@ -89,7 +94,7 @@ def _digits(reference: h5py.Reference, file: h5py.h5f.FileID) -> np.ndarray:
     columns = []
     for field in FIELDS:
         dataset = h5py.h5d.open(group, field.encode())
-        if dataset.get_storage_size() == DOUBLE.itemsize:
+        if dataset.get_space().get_simple_extent_npoints() == 1:
             columns.append(_values(dataset, DOUBLE, h5py.h5t.NATIVE_DOUBLE))
             continue
         scalars = _values(dataset, h5py.ref_dtype, REFERENCE)
@@ -100,27 +105,70 @@ def _digits(reference: h5py.Reference, file: h5py.h5f.FileID) -> np.ndarray:
 
 
 def write(path: Path, numbers: Iterable[Number]) -> None:
-    """Write a digitStruct.mat as MATLAB would."""
+    """Write a digitStruct.mat as MATLAB would; h5py's high-level objects would take three times as long."""
+    one = h5py.h5s.create_simple((1, 1))
     with h5py.File(path, "w", userblock_size=512) as file:
-        heap, struct = file.create_group("#refs#"), file.create_group("digitStruct")
+        heap, struct = file.create_group("#refs#").id, file.create_group("digitStruct")
         struct.attrs["MATLAB_class"] = np.bytes_("struct")
+
+        def dataset(place: h5py.h5g.GroupID, name: bytes, values: np.ndarray, stored: h5py.h5t.TypeID) -> None:
+            space = one if len(values) == 1 else h5py.h5s.create_simple((len(values), 1))
+            kind = REFERENCE if stored is h5py.h5t.STD_REF_OBJ else stored
+            h5py.h5d.create(place, name, stored, space).write(h5py.h5s.ALL, h5py.h5s.ALL, values, kind)
+
+        def reference(name: bytes) -> h5py.Reference:
+            return h5py.h5r.create(heap, name, h5py.h5r.OBJECT)
+
         names, boxes = [], []
         for i, number in enumerate(numbers):
-            text = np.frombuffer(number.name.encode("ascii"), np.uint8).astype(np.uint16)[:, None]
-            names.append(heap.create_dataset(f"n{i}", data=text).ref)
-            group = heap.create_group(f"b{i}")
+            name, box = b"n%d" % i, b"b%d" % i
+            text = np.frombuffer(number.name.encode("ascii"), np.uint8).astype(np.uint16)
+            dataset(heap, name, text, h5py.h5t.STD_U16LE)
+            group = h5py.h5g.create(heap, box)
             for field, values in zip(FIELDS, number.digits.T, strict=True):
                 if len(values) == 1:
-                    group.create_dataset(field, data=np.array([[values[0]]]))
+                    dataset(group, field.encode(), values, h5py.h5t.IEEE_F64LE)
                     continue
-                scalars = [heap.create_dataset(f"{field}{i}_{k}", data=np.array([[v]])) for k, v in enumerate(values)]
-                refs = np.array([[scalar.ref] for scalar in scalars], dtype=object)
-                group.create_dataset(field, data=refs, dtype=h5py.ref_dtype)
-            boxes.append(group.ref)
-        for key, references in (("name", names), ("bbox", boxes)):
-            struct.create_dataset(key, data=np.array(references, dtype=object)[:, None], dtype=h5py.ref_dtype)
-    with open(path, "r+b") as raw:  # the user block names the format
+                scalars = [b"%s%d_%d" % (field.encode(), i, k) for k in range(len(values))]
+                for scalar, value in zip(scalars, values, strict=True):
+                    dataset(heap, scalar, value[None], h5py.h5t.IEEE_F64LE)
+                references = np.array([reference(scalar) for scalar in scalars], dtype=h5py.ref_dtype)
+                dataset(group, field.encode(), references, h5py.h5t.STD_REF_OBJ)
+            names.append(reference(name))
+            boxes.append(reference(box))
+        for key, found in (("name", names), ("bbox", boxes)):
+            struct.create_dataset(key, data=np.array(found, dtype=object)[:, None], dtype=h5py.ref_dtype)
+    with open(path, "r+b") as raw:  # the user block says what it is
         raw.write(b"MATLAB 7.3 MAT-file, HDF5 schema 1.00 .".ljust(124) + b"\x00\x02IM")
+
+
+def pack(folder: Path, split: str, pictures: Iterator[tuple[bytes, np.ndarray]], n: int) -> Path:
+    """folder/<split>.tar.gz of n PNGs and their digits, as in `Number`; it appears only when it is whole."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{split}.tar.gz"
+    scratch, mat = (
+        folder / f".{split}.{os.getpid()}.{kind}" for kind in ("tar.gz", "mat")
+    )  # one's own, with two at it
+    numbers = []
+    try:
+        with writing(path), tarfile.open(scratch, "w:gz", compresslevel=1) as tar:
+
+            def add(name: str, data: Any, size: int) -> None:
+                info = tarfile.TarInfo(f"{split}/{name}")
+                info.size = size
+                tar.addfile(info, data)
+
+            for i, (png, digits) in enumerate(tqdm(pictures, path.name, n), start=1):
+                numbers.append(Number(f"{i}.png", digits))
+                add(f"{i}.png", io.BytesIO(png), len(png))
+            write(mat, numbers)
+            with open(mat, "rb") as file:
+                add("digitStruct.mat", file, mat.stat().st_size)
+        os.replace(scratch, path)
+    finally:
+        scratch.unlink(missing_ok=True)
+        mat.unlink(missing_ok=True)
+    return path
 
 
 def members(archive: Path) -> Iterator[tuple[str, tarfile.TarFile, tarfile.TarInfo]]:

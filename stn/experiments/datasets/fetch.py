@@ -16,9 +16,13 @@ import tempfile
 import time
 import urllib.request
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from stn.experiments.errors import Unwritable, writing
 from stn.experiments.yaml_files import read_yaml
@@ -57,6 +61,23 @@ def manifest(dataset: str, root: Path) -> dict[str, Any]:
     ):
         raise ValueError(f"{path} has no entry of {dataset!r} with files and their sizes: `git checkout` restores it")
     return entry
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Be the one process that fetches or prepares data in `folder`, which is made; wait until another one has ended."""
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / ".lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            log.warning("another process prepares %s: waiting until it has ended", folder)
+            lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def fetch(dataset: str, root: Path) -> dict[str, Path]:
@@ -116,8 +137,10 @@ def download(url: str, path: Path, size: int, digest: str | None = None) -> None
     The file appears under its name only when it is complete and, if `digest` is given, has that sha256.  Raises OSError
     if the download fails.
     """
-    if path.is_file() and path.stat().st_size == size:
-        return
+    if path.is_file():
+        if (found := path.stat().st_size) == size:
+            return
+        log.warning("%s has %d bytes, the manifest says %d: it is fetched again", path, found, size)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
     have = _usable(part, size)

@@ -167,7 +167,7 @@ class Photos:
         else:
             photos, label = self._start(n, generator)
         self.ahead = (generator, n, self._start(n, generator))  # while the network takes its step
-        return self.input(*_stacked(photos)).to(generator.device), label
+        return self.input(*_stacked(photos, generator.device)), label
 
     def _start(self, n: int, generator: Generator) -> tuple[list[Future], Tensor]:
         draws = torch.randint(2**31 - 1, (2, n), generator=generator, device=generator.device)
@@ -188,7 +188,7 @@ class Photos:
                 for i in self.test[start : start + TEST_BATCH]
             ]  # fmt: skip
             if running:
-                u, points = _stacked(running)
+                u, points = _stacked(running, torch.device("cpu"))
                 yield self.input(u, points), self.target(slice(start - len(running), start), points)
 
     def input(self, u: Float[Tensor, "b 3 s s"], points: Float[Tensor, "b p 2"]) -> Float[Tensor, "b c s s"]:
@@ -211,7 +211,7 @@ class Photos:
         return sums
 
 
-def _stacked(futures: list[Future]) -> tuple[Float[Tensor, "b 3 s s"], Float[Tensor, "b p 2"]]:
+def _stacked(futures: list[Future], device: torch.device) -> tuple[Float[Tensor, "b 3 s s"], Float[Tensor, "b p 2"]]:
     photos, points = zip(*(future.result() for future in futures), strict=True)
     u = torch.from_numpy(np.stack(photos)).permute(0, 3, 1, 2)  # channels last in memory, as the network's weights
-    return u.float() / 255, torch.from_numpy(np.stack(points)).float()
+    return u.to(device).float() / 255, torch.from_numpy(np.stack(points)).float().to(device)  # bytes travel, not floats

@@ -4,9 +4,6 @@ Numbers of 1 to 5 digits, with the frequencies of lengths in SVHN's training set
 textured walls, with digits of other numbers around them, under perspective, blur, noise and JPEG compression.
 """
 
-import io
-import os
-import tarfile
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from functools import cache
@@ -18,10 +15,9 @@ from typing import Any
 import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
-from tqdm import tqdm
 
-from stn.experiments.datasets.digitstruct import Number, write
-from stn.experiments.errors import writing
+from stn.experiments.command import end_with_parent, starting_workers
+from stn.experiments.datasets.digitstruct import pack
 
 COUNTS = {"train": 26_000, "test": 4_000}
 LENGTHS = (5137, 18130, 8691, 1434, 9)  # how many numbers of 1 to 5 digits SVHN's training set has
@@ -183,24 +179,7 @@ def _one(job: tuple[int, str, int]) -> tuple[bytes, np.ndarray]:
 
 def archive(folder: Path, split: str, n: int, seed: int = 0) -> Path:
     """Write n rendered numbers as folder/<split>.tar.gz, which appears under its name only when complete."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{split}.tar.gz"
-    scratch, mat = (
-        folder / f".{split}.{os.getpid()}.{kind}" for kind in ("tar.gz", "mat")
-    )  # two processes at a time each write their own
-    numbers = []
-    try:
-        with writing(path), tarfile.open(scratch, "w:gz", compresslevel=1) as tar:
-            for i, (png, digits) in enumerate(tqdm(_rendered(seed, split, n), f"rendering {split}", n), start=1):
-                numbers.append(Number(f"{i}.png", digits))
-                _add(tar, f"{split}/{i}.png", png)
-            write(mat, numbers)
-            _add(tar, f"{split}/digitStruct.mat", mat.read_bytes())
-        os.replace(scratch, path)
-    finally:
-        scratch.unlink(missing_ok=True)
-        mat.unlink(missing_ok=True)
-    return path
+    return pack(folder, split, _rendered(seed, split, n), n)
 
 
 def _rendered(seed: int, split: str, n: int) -> Iterator[tuple[bytes, np.ndarray]]:
@@ -208,11 +187,7 @@ def _rendered(seed: int, split: str, n: int) -> Iterator[tuple[bytes, np.ndarray
     if n < 200:  # a process pool would cost more
         yield from map(_one, jobs)
         return
-    with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
-        yield from pool.map(_one, jobs, chunksize=50)
-
-
-def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
-    info = tarfile.TarInfo(name)
-    info.size = len(data)
-    tar.addfile(info, io.BytesIO(data))
+    with ProcessPoolExecutor(mp_context=get_context("spawn"), initializer=end_with_parent) as pool:
+        with starting_workers():
+            pictures = pool.map(_one, jobs, chunksize=50)
+        yield from pictures

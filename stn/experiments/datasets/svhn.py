@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -171,23 +172,32 @@ def prepare(folder: Path, size_px: int, counts: dict[str, int | None]) -> Path:
         done[archive] = count
         _write_json(progress_file, done)
 
+    def write(pictures: list[tuple[bytes, Number, str, int]]) -> None:
+        cuts = pool.map(lambda picture: crop(picture[0], picture[1], size_px), pictures)
+        for cut, (_, number, split, row) in zip(cuts, pictures, strict=True):
+            files[split][row], labels[split][row] = cut, label(number)
+
     for archive in counts:
         where = {n.name: (n, *at) for n, at in zip(numbers[archive], place[archive], strict=True)}
-        seen = 0
-        with tqdm(total=len(where), desc=f"{archive}, {size_px} px", unit="crop") as bar:
+        seen, waiting = 0, []
+        with (
+            tqdm(total=len(where), desc=f"{archive}, {size_px} px", unit="crop") as bar,
+            ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool,
+        ):
             for name, tar, member in digitstruct.members(folder / f"{archive}.tar.gz"):
                 if name not in where:
                     continue
-                number, split, row = where[name]
                 seen += 1
                 bar.update()
                 if seen <= done.get(archive, 0):
                     continue
                 picture: Any = tar.extractfile(member)
-                files[split][row] = crop(picture.read(), number, size_px)
-                labels[split][row] = label(number)
+                waiting.append((picture.read(), *where[name]))
                 if seen % SAVE_EVERY == 0:
+                    write(waiting)
                     save(archive, seen)
+                    waiting = []
+            write(waiting)
         if seen != len(where):
             raise ValueError(
                 f"{folder / archive}.tar.gz lacks {len(where) - seen} of the {len(where)} pictures that its "

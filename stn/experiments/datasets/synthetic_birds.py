@@ -5,11 +5,12 @@ tilt, direction, colours, background, and the round objects in it, which have th
 anywhere in the image, tells the classes apart.  These are not photographs, and no figure on them is a figure on CUB.
 """
 
+import io
 import math
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +35,8 @@ REACH = 0.36  # largest distance of a head from the image's centre along each ax
 TILT_DEG = 30
 Point = tuple[float, float]
 Colour = tuple[int, ...]
+Box = tuple[float, float, float, float]  # x, y, width, height
+Bird = tuple[int, bool, bytes, dict[str, Point], Box]  # class, whether for training, JPEG, its parts and box in px
 Fill = Callable[[list[Point], Colour], None]  # fills a polygon, in the bird's own coordinates
 
 # A bird facing right: x to the right, y down, in units of its length, with the centre of its body at (0, 0).
@@ -78,36 +81,52 @@ def write(folder: Path, train: int = TRAIN, test: int = TEST, seed: int = SEED) 
 
 
 def _write_into(folder: Path, train: int, test: int, seed: int) -> None:
-    lines: dict[str, list[str]] = {name: [] for name in (
-        "images", "image_class_labels", "train_test_split", "bounding_boxes", "parts/part_locs"
-    )}  # fmt: skip
-    number = 0
-    for k, name in enumerate(CLASSES):
-        directory = f"{k + 1:03d}.Synthetic_{name}"
-        (folder / "images" / directory).mkdir(parents=True)
-        for i in range(train + test):
-            number += 1
-            picture, places, box = draw(k, np.random.default_rng((seed, k, i)))
-            path = f"{directory}/Synthetic_{name}_{i + 1:04d}.jpg"
-            picture.save(folder / "images" / path, quality=92)
-            lines["images"].append(f"{number} {path}")
-            lines["image_class_labels"].append(f"{number} {k + 1}")
-            lines["train_test_split"].append(f"{number} {int(i < train)}")
-            lines["bounding_boxes"].append(f"{number} " + " ".join(f"{value:.1f}" for value in box))
-            for p, part in enumerate(PARTS):
-                x, y = places.get(part, (0.0, 0.0))
-                lines["parts/part_locs"].append(f"{number} {p + 1} {x:.1f} {y:.1f} {int(part in places)}")
-    lines["classes"] = [f"{k + 1} {k + 1:03d}.Synthetic_{name}" for k, name in enumerate(CLASSES)]
-    lines["parts/parts"] = [f"{p + 1} {part}" for p, part in enumerate(PARTS)]
-    (folder / "parts").mkdir()
-    for name, content in lines.items():
-        (folder / f"{name}.txt").write_text("\n".join(content) + "\n")
+    def birds() -> Iterator[Bird]:
+        for k in range(len(CLASSES)):
+            for i in range(train + test):
+                picture, places, box = draw(k, np.random.default_rng((seed, k, i)))
+                yield k, i < train, jpeg(picture, 92), places, box
+
+    write_files(folder, [f"Synthetic_{name}" for name in CLASSES], birds())
     (folder / "README").write_text(
         f"Synthetic birds, drawn by stn.experiments.datasets.synthetic_birds with seed {seed}.  Not CUB.\n"
     )
 
 
-def draw(k: int, rng: np.random.Generator) -> tuple[Image.Image, dict[str, Point], tuple[float, float, float, float]]:
+def jpeg(picture: Image.Image, quality: int) -> bytes:
+    """The picture as the bytes of a JPEG file."""
+    data = io.BytesIO()
+    picture.save(data, "JPEG", quality=quality)
+    return data.getvalue()
+
+
+def write_files(folder: Path, classes: list[str], birds: Iterable[Bird]) -> None:
+    """CUB's images and text files of these birds, class after class, into `folder`."""
+    names = [f"{k + 1:03d}.{name}" for k, name in enumerate(classes)]
+    lines: dict[str, list[str]] = {name: [] for name in (
+        "images", "image_class_labels", "train_test_split", "bounding_boxes", "parts/part_locs"
+    )}  # fmt: skip
+    of_class = [0] * len(classes)
+    for number, (k, train, data, places, box) in enumerate(birds, start=1):
+        of_class[k] += 1
+        path = f"{names[k]}/{classes[k]}_{of_class[k]:04d}.jpg"
+        (folder / "images" / names[k]).mkdir(parents=True, exist_ok=True)
+        (folder / "images" / path).write_bytes(data)
+        lines["images"].append(f"{number} {path}")
+        lines["image_class_labels"].append(f"{number} {k + 1}")
+        lines["train_test_split"].append(f"{number} {int(train)}")
+        lines["bounding_boxes"].append(f"{number} " + " ".join(f"{value:.1f}" for value in box))
+        for p, part in enumerate(PARTS):
+            x, y = places.get(part, (0.0, 0.0))
+            lines["parts/part_locs"].append(f"{number} {p + 1} {x:.1f} {y:.1f} {int(part in places)}")
+    lines["classes"] = [f"{k + 1} {name}" for k, name in enumerate(names)]
+    lines["parts/parts"] = [f"{p + 1} {part}" for p, part in enumerate(PARTS)]
+    (folder / "parts").mkdir()
+    for name, content in lines.items():
+        (folder / f"{name}.txt").write_text("\n".join(content) + "\n")
+
+
+def draw(k: int, rng: np.random.Generator) -> tuple[Image.Image, dict[str, Point], Box]:
     """One bird of class k: the image, the parts inside it in px, and the bounding box (x, y, width, height).
 
     The head is always in the image; the rest of the bird may not be.
