@@ -188,7 +188,7 @@ def test_a_smaller_batch_is_a_random_part_of_the_images(digits):
 
 
 def test_a_batch_of_more_than_all_images_is_refused(digits):
-    with pytest.raises(ValueError, match=r"^schedule\.batch_size=41: is larger than data\.images=40: lower it$"):
+    with pytest.raises(ValueError, match=r"^schedule\.batch_size=41 is larger than data\.images=40: lower it$"):
         data().batch(41, seeded())
 
 

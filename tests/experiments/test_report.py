@@ -214,7 +214,7 @@ def test_a_record_without_error_or_step_has_its_place(tmp_path):
 def test_what_a_record_does_not_know_is_not_recorded(tmp_path):
     text = Page(page(record(versions={}), folder=tmp_path))  # nor commit, speed, curve
     assert text.cells.count("not recorded") == 3
-    assert "No learning curves: these records hold none." in text.text
+    assert "No learning curves: these records have none." in text.text
 
 
 def test_the_same_records_give_the_same_bytes(committed):

@@ -75,7 +75,7 @@ def train(job: Job) -> records.Record:
             record |= {"status": "finished", "metrics": test(job, module, device, [answers, *bar])}
     except Diverged as error:
         record |= {"status": "failed", "failure": str(error), "failed_step": error.step}
-        if first:  # of several processes, one records it
+        if first:  # of several processes, one reports it
             raise
     except RuntimeError as error:
         # PyTorch has no class for this error: only its text identifies it
