@@ -134,7 +134,7 @@ def test_a_damaged_record_is_named_and_hides_no_other(runs):
         (lambda path: path.write_bytes(path.read_bytes()[:-100]), r"the weights .* are damaged: "),
         (lambda path: torch.save({"a": torch.ones(1)}, path), r"the weights .* are damaged: "),
         (lambda path: save_file({"a": torch.ones(1)}, path), r"the weights .* do not fit their record: "),
-        (lambda path: save_file({"a": torch.ones(1)}, path, {"id": "two"}), r"the weights .* belong to another run, two$"),
+        (lambda path: save_file({"a": torch.ones(1)}, path, {"id": "two"}), r"the weights .* to another run, two$"),
     ],
     ids=["empty", "text", "cut", "pickle", "of another network", "of another run"],
 )
