@@ -426,7 +426,7 @@ def test_a_damaged_record_is_named_and_the_others_are_reported(script, tmp_path,
 
 def test_a_finished_record_without_the_tables_metric_is_left_out(tmp_path):
     text = Page(page(record(), record(seed=1, metrics={"test/other": 1.0}), folder=tmp_path))
-    assert f"the record {record(seed=1)['id']} has no test/error among its metrics" in text.text
+    assert f"the record {record(seed=1)['id']} lacks the metric test/error" in text.text
 
 
 # --- a browser
