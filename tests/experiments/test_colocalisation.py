@@ -170,7 +170,7 @@ def train(d, steps=3):
         ({"images": 1}, r"data\.images=1"),
         ({"random_crops": 0}, r"data\.random_crops=0"),
         ({"shift_std_px": -1.0}, r"data\.shift_std_px=-1"),
-        ({"images": 61}, r"data\.images=61: MNIST has 60 training digits of class 3"),
+        ({"images": 61}, r"data\.images=61 is too many: MNIST has 60 training digits of class 3"),
         ({"box": "tight"}, r"unknown data\.box='tight': choose square or ink"),
     ],
 )

@@ -128,7 +128,7 @@ def test_solve_width_gives_the_largest_width_within_the_budget(budget):
 
 
 def test_a_budget_too_small_is_refused_with_the_smallest_count():
-    with pytest.raises(ValueError, match=r"^budget=18 is too small: .* 19 parameters already$") as error:
+    with pytest.raises(ValueError, match=r"^budget=18 is too small: .* has 19 parameters$") as error:
         solve_width(lambda width: fcn((1, 2, 4), width, 4), 18)
     assert "\n" not in str(error.value)
 

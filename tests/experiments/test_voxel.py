@@ -247,7 +247,7 @@ def test_every_parameter_learns_and_the_volume_asks_no_gradient(small):
 
 
 def test_a_volume_too_small_for_the_localisation_is_refused():
-    with pytest.raises(ValueError, match=r"^data.size_px=24 is too small [^\n]* take 25 or more[^\n]*$"):
+    with pytest.raises(ValueError, match=r"^data.size_px=24 is too small [^\n]* choose 25 or more[^\n]*$"):
         convolutional((1, 24, 24, 24), Affine3d(), downsample=25)
     convolutional((1, 24, 24, 24), Affine3d(), downsample=24)
 
