@@ -106,9 +106,8 @@ def main() -> None:
         import wandb_workspaces.workspaces as ws
     except ModuleNotFoundError:
         raise ValueError("wandb-workspaces is not installed: pip install '.[dashboard]'") from None
-    from pydantic import TypeAdapter  # installed with wandb-workspaces
-
     import wandb
+    from pydantic import TypeAdapter  # installed with wandb-workspaces
 
     table = tables.load(ROOT / "conf/table" / f"{options.table}.yaml")
     found = records.read_all(runs_folder(options.runs), ROOT / "results", curves=True)
