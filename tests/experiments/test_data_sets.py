@@ -85,6 +85,8 @@ def test_the_clutter_of_colocalisation_is_that_of_tc():
     ],
 )
 def test_a_disk_that_is_full_is_said_with_the_file_and_nothing_half_is_left(write, named, tmp_path):
+    if sys.version_info < (3, 11):
+        pytest.skip("one of the fonts needs Python 3.11")
     rendered.archive(tmp_path, "test", 2)
     before = set(tmp_path.rglob("*"))
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
