@@ -73,15 +73,16 @@ def write_cub(folder: Path, files: dict, one_in: int) -> None:
         with open(scratch / "attributes/image_attribute_labels.txt", "w") as text:  # nobody reads it: 100 MB
             for i in range(1, n + 1):
                 text.writelines(f"{i} {a} 0 3 {(i * a) % 20_000 / 1000:.3f}\n" for a in range(1, ATTRIBUTES + 1))
-        with tarfile.open(folder / name, "w:gz", compresslevel=1) as tar:
+        partial = folder / f"{name}.partial"
+        with tarfile.open(partial, "w:gz", compresslevel=1) as tar:
             tar.add(scratch, FOLDER)
             info = tarfile.TarInfo("attributes.txt")  # beside the folder, as in CUB's
             info.size = 7
             tar.addfile(info, io.BytesIO(b"1 blue\n"))
+        partial.rename(folder / name)
     finally:
         shutil.rmtree(scratch)
-    digest = sha256(folder / name)
-    file |= {"bytes": (folder / name).stat().st_size, "sha256": digest}
+    file |= {"bytes": (folder / name).stat().st_size, "sha256": sha256(folder / name)}
 
 
 WRITERS = {"svhn": write_svhn, "cub": write_cub}

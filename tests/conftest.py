@@ -1,6 +1,7 @@
 """What several test files share."""
 
 import re
+import sys
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -29,6 +30,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items:
             if item.get_closest_marker("gpu"):
                 item.add_marker(pytest.mark.skip(reason="PyTorch sees no CUDA device"))
+
+
+@pytest.fixture(scope="session")
+def fonts():
+    """Skips tests of rendered house numbers where their fonts are not there."""
+    if sys.version_info < (3, 11):
+        pytest.skip("one of the fonts needs Python 3.11")
 
 
 @pytest.fixture(scope="module")

@@ -188,11 +188,11 @@ def watch(gone: Callable[[], bool], end: Callable[[], object]) -> None:
 
 @contextmanager
 def starting_workers() -> Iterator[None]:
-    """Processes that are started meanwhile never see a signal of the terminal, not even while they import."""
+    """Processes started in this context never see a signal of the terminal, not even while they import."""
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, set(STOP) - {signal.SIGTERM})  # which a new process takes over
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, set(STOP) - {signal.SIGTERM})  # a new process inherits it
     try:
         yield
     finally:

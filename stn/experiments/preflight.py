@@ -22,13 +22,8 @@ OPTIONS = ("help", "hydra-help", "version", "cfg", "resolve", "package", "run", 
 SHORT = ("h", "c", "p", "r", "m", "i", "s")  # first letters of their short forms
 MOST_RUNS = 10_000  # of a sweep
 LOCAL = ("basic", "joblib", "ray_local", "submitit_local")  # launchers whose jobs share this machine's disk
-CHOOSE_DATA = (
-    "experiment",
-    "data",
-    "data.name",
-    "data.root",
-    "data.size_px",
-)  # settings that decide which files a job reads
+# settings that decide which files a job reads
+CHOOSE_DATA = ("experiment", "data", "data.name", "data.root", "data.size_px")
 
 
 def check(words: list[str]) -> None:

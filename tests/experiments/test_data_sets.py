@@ -76,6 +76,7 @@ def test_the_clutter_of_colocalisation_is_that_of_tc():
     assert DISTORTIONS["tc"] == Clutter(60, 6, import_module("stn.experiments.datasets.colocalisation").PATCH_PX)
 
 
+@pytest.mark.usefixtures("fonts")
 @pytest.mark.parametrize(
     ("write", "named"),
     [
@@ -85,8 +86,6 @@ def test_the_clutter_of_colocalisation_is_that_of_tc():
     ],
 )
 def test_a_disk_that_is_full_is_said_with_the_file_and_nothing_half_is_left(write, named, tmp_path):
-    if sys.version_info < (3, 11):
-        pytest.skip("one of the fonts needs Python 3.11")
     rendered.archive(tmp_path, "test", 2)
     before = set(tmp_path.rglob("*"))
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)

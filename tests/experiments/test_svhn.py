@@ -31,12 +31,6 @@ def number(name, *digits):
 
 
 @pytest.fixture(scope="module")
-def fonts():
-    if sys.version_info < (3, 11):
-        pytest.skip("one of the fonts needs Python 3.11")
-
-
-@pytest.fixture(scope="module")
 def archives(fonts, tmp_path_factory):
     """Two archives of rendered numbers, as the generator writes them."""
     folder = tmp_path_factory.mktemp("data") / "svhn_rendered"

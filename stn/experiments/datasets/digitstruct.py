@@ -25,6 +25,7 @@ from stn.experiments.errors import one_line, writing
 DOUBLE = np.dtype(np.float64)
 REFERENCE = h5py.h5t.py_create(h5py.ref_dtype)
 FIELDS = ("left", "top", "width", "height", "label")
+PART = 1000  # records that one process reads at a time: about a second, for which a signal has to wait
 
 
 class Number(NamedTuple):
@@ -64,9 +65,6 @@ def read(path: Path, progress: bool = True) -> list[Number]:
         raise ValueError(
             f"{path} is not a digitStruct.mat or is damaged ({one_line(error)}): fetch its archive again"
         ) from None
-
-
-PART = 1000  # records that one process reads at a time: about a second, for which a signal has to wait
 
 
 def _part(part: tuple[Path, int, int]) -> list[Number]:
@@ -138,17 +136,16 @@ def write(path: Path, numbers: Iterable[Number]) -> None:
             boxes.append(reference(box))
         for key, found in (("name", names), ("bbox", boxes)):
             struct.create_dataset(key, data=np.array(found, dtype=object)[:, None], dtype=h5py.ref_dtype)
-    with open(path, "r+b") as raw:  # the user block says what it is
+    with open(path, "r+b") as raw:  # the user block names the format
         raw.write(b"MATLAB 7.3 MAT-file, HDF5 schema 1.00 .".ljust(124) + b"\x00\x02IM")
 
 
 def pack(folder: Path, split: str, pictures: Iterator[tuple[bytes, np.ndarray]], n: int) -> Path:
-    """folder/<split>.tar.gz of n PNGs and their digits, as in `Number`; it appears only when it is whole."""
+    """Write n PNGs and their digits, as in `Number`, as folder/<split>.tar.gz, which appears only when complete."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{split}.tar.gz"
-    scratch, mat = (
-        folder / f".{split}.{os.getpid()}.{kind}" for kind in ("tar.gz", "mat")
-    )  # one's own, with two at it
+    # two processes at a time each write their own
+    scratch, mat = (folder / f".{split}.{os.getpid()}.{kind}" for kind in ("tar.gz", "mat"))
     numbers = []
     try:
         with writing(path), tarfile.open(scratch, "w:gz", compresslevel=1) as tar:

@@ -74,9 +74,8 @@ def render(
     voxel_px = VOLUME_PX / size_px
     back, shift = rotation(params["angle_deg"]).mT, params["shift_px"] / voxel_px
     diagonal_px = math.hypot(DIGIT_PX, DIGIT_PX, thickness_px)
-    side = min(
-        math.ceil(diagonal_px / voxel_px) + 2, size_px
-    )  # one voxel on each side for soft faces and whole-voxel positions
+    # one voxel on each side for soft faces and whole-voxel positions
+    side = min(math.ceil(diagonal_px / voxel_px) + 2, size_px)
     corner = (shift + (size_px - side) / 2).round().clamp(0, size_px - side)
     centre = corner + (side - size_px) / 2
     # slab = R^T (cube - shift), in units of the digit's half side

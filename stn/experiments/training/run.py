@@ -157,10 +157,8 @@ def fit(
         one.fit(module, ckpt_path=resume, weights_only=True)
         saver.save(one)
     except BaseException as error:
-        if others and isinstance(
-            error, RuntimeError
-        ):  # perhaps a lost connection: let the watcher end this process first
-            time.sleep(4 * command.WATCH_S)
+        if others and isinstance(error, RuntimeError):
+            time.sleep(4 * command.WATCH_S)  # perhaps a lost connection: let the watcher end this process first
         for each in others:
             each.end()
         raise
