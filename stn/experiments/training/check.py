@@ -80,6 +80,8 @@ GROUPS = {  # keys of the groups; names, and values that depend on them, are che
     "objective.encoder": TEXT,
     "objective.margin": number(0, 1e6),
     "objective.attraction": number(0, 1e6),
+    "objective.one_sided": FLAG,
+    "objective.scaled_layers": FLAG,
 } | {f"schedule.{key}": rule for key, rule in RULES.items()}
 
 
