@@ -148,7 +148,7 @@ class Encoder(nn.Module):
         r_k is the root mean square, over `digits` and the units of layer k, of h_k(I) - h_k(0), and N the number of all
         units: every unit counts alike, so that the first layer, which has most, decides how large a window is best, and
         a digit is at a squared distance of about 1, the margin, from a crop of nothing.  As they come, it is in the
-        hundreds.
+        thousands.
         """
         answers, nothing = self.layers(digits), self.layers(torch.zeros_like(digits[:1]))
         r = [(h - h0).square().mean().sqrt() for h, h0 in zip(answers, nothing, strict=True)]
