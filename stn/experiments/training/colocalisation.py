@@ -36,6 +36,8 @@ class TripletHinge:
     digits below `data_root`.  Raises ValueError where that is not a digit CNN for 28 x 28 px.
     """
 
+    data = ("colocalisation",)
+
     def __init__(
         self, encoder: str, margin: float, attraction: float, precision: str, runs: str | Path, data_root: str | Path
     ):
