@@ -40,6 +40,8 @@ class TripletHinge:
     28 x 28 px.
     """
 
+    data = ("colocalisation",)
+
     def __init__(
         self,
         encoder: str,
