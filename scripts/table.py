@@ -31,10 +31,11 @@ def main() -> None:
         if options.schedule in (None, schedule):
             header, *body = pages.grid(table, tables.cells(table, block, schedule, budget))
             title = f"{table.title} (smoke: these figures mean nothing)" if smoke else table.title
-            lines = RichTable(*header, title=title, caption=pages.describe(block, table, schedule, budget))
+            lines = RichTable(*header, title=title)
             for line in body:
                 lines.add_row(*line)
             console.print(lines)
+            console.print(pages.describe(block, table, schedule, budget), highlight=False, markup=False)
             mine = [r for r in block if tables.belongs(table, r) and (r["schedule"], r["budget"]) == (schedule, budget)]
             kept = sum(r["id"] not in ids for r in mine)
             rest = "" if smoke else f"; kept records, in results/records.jsonl: {kept}"
