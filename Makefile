@@ -97,7 +97,9 @@ report: $(SETUP) ## results/report.html: every table, curve and figure on one pa
 	@$(PY) scripts/report.py
 
 docs: $(SETUP) ## the documentation site in site/; warnings are errors
+	@echo 'Building the documentation in site/'
 	@NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --quiet --strict
+	@echo 'written: site/index.html: open it in a browser'
 
 bench: data ## speed against the usual ways, side by side (about five minutes); ARGS="a b" runs only these parts
 	@set -f; $(PY) scripts/bench.py $$ARGS

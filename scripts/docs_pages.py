@@ -55,18 +55,24 @@ def fenced(docstring: str | None) -> str:
     return re.sub(r"^>>>.*?(?=^$|\Z)", lambda m: f"```pycon\n{m.group().rstrip()}\n```\n", text, flags=re.M | re.S)
 
 
+def signature(value: Any) -> str:
+    """How to call it, with the types by their last names."""
+    return re.sub(r"\b(?:[a-z]+\.)+(?=[A-Z])", "", str(inspect.signature(value)))
+
+
 def api() -> str:
     """Every public name of the library with its signature and docstring; a class also with its public methods."""
     parts = []
     for name in stn.__all__:
         value = getattr(stn, name)
         plain = isinstance(value, type) and "__init__" not in vars(value)  # nn.Module's __init__ takes anything
-        signature = "()" if plain else inspect.signature(value)
-        parts.append(f"## {name}\n\n```python\n{name}{signature}\n```\n\n{fenced(value.__doc__)}\n")
+        protocol = getattr(value, "_is_protocol", False)
+        call = name + ("" if protocol else "()" if plain else signature(value))
+        parts.append(f"## {name}\n\n```python\n{call}\n```\n\n{fenced(value.__doc__)}\n")
         for each in (each for each in vars(value) if isinstance(value, type) and not each.startswith("_")):
             method = getattr(value, each)
             if callable(method) and method.__doc__ and each != "forward":
-                call = f"{name}.{each}{inspect.signature(method)}"
+                call = f"{name}.{each}{signature(method)}"
                 parts.append(f"### {name}.{each}\n\n```python\n{call}\n```\n\n{fenced(method.__doc__)}\n")
     return "\n".join(parts)
 

@@ -74,7 +74,8 @@ def main() -> None:
     counts: Counter[str] = Counter()
     left: list[float | None] = []
     paces = [r["seconds"] / r["steps"] for r in known]
-    shown = RichTable(table.unit, *table.columns.values(), title=f"{table.title}: {options.schedule}")
+    title = f"{table.title.split(':')[0]}, schedule {options.schedule}: the runs in {runs}"
+    shown = RichTable(table.unit, *table.columns.values(), title=title)
     for experiment, row in table.rows.items():
         line = []
         for column in table.columns:

@@ -31,13 +31,15 @@ def main() -> None:
         if options.schedule in (None, schedule):
             header, *body = pages.grid(table, tables.cells(table, block, schedule, budget))
             title = f"{table.title} (smoke: these figures mean nothing)" if smoke else table.title
-            lines = RichTable(*header, title=title, caption=pages.describe(block, table, schedule, budget))
+            lines = RichTable(*header, title=title)
             for line in body:
                 lines.add_row(*line)
             console.print(lines)
-            mine = sum(tables.belongs(table, r) and r["id"] in ids for r in block if r["schedule"] == schedule)
-            rest = "" if smoke else "; for the rest, the kept record"
-            console.print(f"own runs, in {runs}: {mine}{rest}")
+            console.print(pages.describe(block, table, schedule, budget), highlight=False, markup=False)
+            mine = [r for r in block if tables.belongs(table, r) and (r["schedule"], r["budget"]) == (schedule, budget)]
+            kept = sum(r["id"] not in ids for r in mine)
+            rest = "" if smoke else f"; kept records, in results/records.jsonl: {kept}"
+            console.print(f"your own runs, in {runs}: {len(mine) - kept}{rest}")
             shown += 1
     if shown:
         console.print(pages.legend(table), highlight=False)
@@ -46,8 +48,8 @@ def main() -> None:
             f"{table.title}: no run yet" + (f" under schedule {options.schedule}" if options.schedule else "")
         )
     if not smoke:
-        pages.write(options.out, table, found)
-        console.print(f"written: {options.out / table.name}.md and .csv")
+        changed = pages.write(options.out, table, found)
+        console.print(f"{'written' if changed else 'unchanged'}: {options.out / table.name}.md and .csv")
     end_with(damaged, "The table uses the other records.")
 
 

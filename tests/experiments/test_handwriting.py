@@ -110,7 +110,7 @@ def test_box_and_centre_of_mass_are_those_of_mnist():
     for at in (rows, columns):
         assert abs((at * found.digit.astype(float)).sum() / found.digit.sum(dtype=float) - 13.5) <= 0.5
     np.testing.assert_allclose(found.box, (238 / 300, 130 / 200, 262 / 300, 172 / 200), atol=0.01)
-    assert found.done == "300 x 200 L, dark ink under even light, 21 % of the picture scaled to 20 px"
+    assert found.done == "300 x 200 px, dark ink, light evened out, 21 % of the picture scaled to 20 px"
 
 
 def test_a_thin_pen_is_widened():

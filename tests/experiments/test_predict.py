@@ -68,7 +68,7 @@ def test_good_images_are_drawn_and_bad_ones_named(script, tmp_path):
     code, out = script(*files, "--model", RTS, "--out", tmp_path / "out")
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["seven-stn.png"]
     assert re.search(
-        r"seven.png: 7 \(\d+ %\); 40 x 60 L, dark ink under even light, \d+ % of .*; \S+seven-stn.png", out
+        r"seven.png: 7 \(\d+ %\); 40 x 60 px, dark ink, light evened out, \d+ % of .*; \S+seven-stn.png", out
     )
     with Image.open(tmp_path / "out/seven-stn.png") as picture:
         assert 2.5 < picture.width / picture.height < 3  # three squares over a line of text

@@ -44,7 +44,7 @@ def find(image: Image.Image) -> Found:
     digit, thin = _as_mnist(ink, mask, box)
     h, w = grey.shape
     x0, y0, x1, y1 = box
-    done = [f"{image.width} x {image.height} {image.mode}", f"{'bright' if bright else 'dark'} ink under even light",
+    done = [f"{image.width} x {image.height} px", f"{'bright' if bright else 'dark'} ink", "light evened out",
             f"{100 * max((x1 - x0) / w, (y1 - y0) / h):.0f} % of the picture scaled to {BOX_PX} px"]  # fmt: skip
     if thin:
         done.append("thin stroke widened")
@@ -95,8 +95,8 @@ def _one_digit(ink: Grey) -> tuple[Bool[np.ndarray, "h w"], tuple[int, int, int,
     brighter, peak = np.quantile(ink, (0.25, 0.999))
     sigma = -brighter / 0.674  # of the paper alone: this is its quartile
     if peak < max(FAINT, NOISE * sigma):
-        raise ValueError(f"no ink is visible in it, its darkest parts absorb {100 * peak:.0f} % of the paper's light: "
-                         "use a dark pen on bright paper, in focus")  # fmt: skip
+        raise ValueError(f"no ink is visible, since its darkest parts absorb {100 * peak:.0f} % of the paper's "
+                         "light: use a dark pen on bright paper, in focus")  # fmt: skip
     mask = (ink > EDGE * peak).astype(np.uint8)
     longest = cv2.connectedComponentsWithStats(mask)[2][1:, 2:4].max()
     reach = 2 * round(GAP * longest / 2) + 1

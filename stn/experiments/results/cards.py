@@ -11,8 +11,8 @@ from stn.experiments.results.tables import Table
 
 INTRO = """# Recorded networks
 
-Written by `make records` from the records.  Each file is the state of one network in float16 (safetensors), and
-`index.json` has its sha256 and size.  `zoo.load` builds the network from its record, in float32 and eval mode:
+Written by `make records` from the records.  Each file holds the weights of one network, in float16 (safetensors);
+`index.json` has their sha256 and size.  `zoo.load` builds the network from its record, in float32 and eval mode:
 
 ```python
 from stn.experiments import zoo
@@ -21,8 +21,9 @@ recorded = zoo.load("{first}")
 recorded.network, recorded.in_shape, recorded.record
 ```
 
-Each network is one run with one seed, trained to be measured on these data alone; nothing is known about it on others.
-Not for use where an error matters.  MIT licence; `data/README.md` has source and licence of the data.
+Each network is one run with one seed.  It was trained to be measured on the data named below, and nothing is known
+about it on others: do not use it where an error matters.  MIT licence; source and licence of the data are in
+`data/README.md`.
 """
 
 

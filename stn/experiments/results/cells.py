@@ -11,12 +11,12 @@ TEST_IMAGES = {
     "cub": 5_794, "synthetic_birds": 900,
 }  # fmt: skip
 SPREAD = (
-    "± (1): one run, with half of the 95 % interval that the size of its test set gives; ± (n): mean and standard "
-    "deviation of n runs."
+    "± (1) is one run with half of the 95 % interval of its test set, ± (n) the mean and standard deviation of n runs, "
+    "- a cell that was not run."
 )
 BESIDE = (
-    "After it the paper's figure: < and > where the two differ by more than the error of both, ≈ where they do not, / "
-    "where nothing is compared."
+    "The sign before the paper's figure compares: < and > mean that ours is lower or higher by more than the error of "
+    "both, ≈ that they differ by no more than that, / that there is no comparison."
 )
 
 
@@ -82,5 +82,5 @@ class Cell:
         return f"{self.mean:.2f}{spread}" + (f", {self.failed} failed" if self.failed else "")
 
     def beside(self) -> str:
-        """Ours and the paper's: "2.10 ± 0.28 (1) > 1.2", with "-" for a missing figure."""
-        return f"{self} {self.relation} {'-' if self.paper is None else self.paper}"
+        """Ours and the paper's: "2.10 ± 0.28 (1) > 1.2", or "- / 1.2" if not run; ours alone if the paper has none."""
+        return str(self) if self.paper is None else f"{self} {self.relation} {self.paper}"

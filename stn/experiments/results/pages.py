@@ -39,14 +39,14 @@ def describe(records: list[Record], table: Table, schedule: str, budget: int | N
         return f"{synthetic}Schedule `{schedule}`{sized}: no run has finished."
     seeds = sorted({r["seed"] for r in finished})
     hours = sum(map(core_seconds, finished)) / 3600
-    seed, run = "seed" + "s" * (len(seeds) > 1), "run" + "s" * (len(finished) > 1)
+    seed, run = "Seed" + "s" * (len(seeds) > 1), "run" + "s" * (len(finished) > 1)
     devices = sorted(
         {f"{escaped(r['device'])}, {r['threads']} thread{'s' if r['threads'] > 1 else ''}" for r in finished}
     )
     precision = " or ".join(sorted({r["precision"] for r in finished}))
     return (
-        f"{synthetic}Schedule `{schedule}`: {_steps(table, finished)}; {_size(finished, budget)}; "
-        f"{seed} {', '.join(map(str, seeds))}; {len(finished)} {run}, {hours:.1f} core-hours of training in all "
+        f"{synthetic}Schedule `{schedule}`: {_steps(table, finished)}.  {_size(finished, budget)}.  "
+        f"{seed} {', '.join(map(str, seeds))}.  {len(finished)} {run} took {hours:.1f} core-hours of training in all, "
         f"on {'; '.join(devices)}, in {precision}."
     )
 
@@ -70,12 +70,12 @@ def _steps(table: Table, finished: list[Record]) -> str:
 def _size(finished: list[Record], budget: int | None) -> str:
     """The size of the networks, and the rule behind it."""
     if budget is not None:
-        return f"at most {budget:,} trainable parameters in every model"
+        return f"At most {budget:,} trainable parameters in every network"
     params, model = [r["params"] for r in finished], finished[0]["config"]["model"]
     if "budget" in model:
-        rule = "the widths that the paper states (256 units, 64 filters), "
+        rule = "The widths that the paper states (256 units, 64 filters): "
     elif "width" in model:
-        rule = f"{model['width']} x the paper's widths, "
+        rule = f"{model['width']} x the paper's widths: "
     else:
         rule = ""
     same = min(params) == max(params)
@@ -83,13 +83,13 @@ def _size(finished: list[Record], budget: int | None) -> str:
 
 
 def tally(found: list[Cell]) -> str:
-    """How often ours is below the paper's figure, level within the error of both, or above; empty if none compares."""
+    """How often ours is lower than the paper's, level within the error of both, or higher; empty if none compares."""
     counts = Counter(cell.relation for cell in found)
     compared = sum(counts[sign] for sign in "<≈>")
     if not compared:
         return ""
-    sums = f"{counts['<']} below, {counts['≈']} level, {counts['>']} above"
-    return f"Beside the paper's {compared} figure{'s' if compared > 1 else ''}: {sums}."
+    sums = f"{counts['<']} lower, {counts['≈']} level, {counts['>']} higher"
+    return f"Ours against the paper's {compared} figure{'s' if compared > 1 else ''}: {sums}."
 
 
 def legend(table: Table) -> str:

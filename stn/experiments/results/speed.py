@@ -6,11 +6,11 @@ from stn.experiments.results.tables import Table, belongs, cell_of
 
 HEAD = """# What an error costs
 
-Made from the records. One figure is one run: the minutes of one core that its training took, and the error that it
-reached in them. Read along a row, it says what a better error costs. The minutes are CPU time (`core_seconds`) where
-the record has it, else seconds times threads. Runs shared the two cores, which makes each a little slower.
+Made from the records. Each cell is one run: the minutes of one core that its training took, and its test error at the
+end. Read along a row, from the cheapest schedule to the dearest, to see what a lower error costs.
 
-The errors are test errors at the end of each schedule. When a run first came as far as the paper is not recorded."""
+The minutes are CPU time (`core_seconds`) where the record has it, otherwise seconds times threads. The runs shared two
+cores, which made each a little slower. At which step a run first reached the paper's error is not recorded."""
 
 
 def page(tables: list[Table], records: list[Record]) -> str:

@@ -63,8 +63,8 @@ def train(job: Job) -> records.Record:
         sent = shareable(job.config)
         records.replace(job.folder / "config.json", json.dumps(sent, indent=1))
         log.info(
-            "%s: %d parameters, %d steps of %d images, in %s",
-            job.id, record["params"], record["steps"], module.schedule.batch_size, job.folder,
+            "%s: %s parameters, %s steps of %d images, in %s",
+            job.id, f"{record['params']:,}", f"{record['steps']:,}", module.schedule.batch_size, job.folder,
         )  # fmt: skip
         sent |= {key: record[key] for key in ("commit", "dirty", "params", "steps")}
         loggers = make_loggers(job.config["logger"] or {}, job.folder, sent, record)
