@@ -25,6 +25,7 @@ from stn.experiments.errors import one_line, writing
 DOUBLE = np.dtype(np.float64)
 REFERENCE = h5py.h5t.py_create(h5py.ref_dtype)
 FIELDS = ("left", "top", "width", "height", "label")
+CACHE = 2**27  # bytes, HDF5's most; SVHN's extra images have more names than its own 32 MB hold, and each would read all
 PART = 1000  # records that one process reads at a time: about a second, for which a signal has to wait
 
 
@@ -106,6 +107,9 @@ def write(path: Path, numbers: Iterable[Number]) -> None:
     """Write a digitStruct.mat as MATLAB would; h5py's high-level objects would take three times as long."""
     one = h5py.h5s.create_simple((1, 1))
     with h5py.File(path, "w", userblock_size=512) as file:
+        cache = file.id.get_mdc_config()
+        cache.max_size = CACHE
+        file.id.set_mdc_config(cache)
         heap, struct = file.create_group("#refs#").id, file.create_group("digitStruct")
         struct.attrs["MATLAB_class"] = np.bytes_("struct")
 
