@@ -207,7 +207,7 @@ def starting_workers() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def runs(pid: int) -> bool:
+def is_running(pid: int) -> bool:
     """Whether a process of this machine, which has Linux, runs; one that has ended and was not waited for does not."""
     try:
         return "(zombie)" not in Path(f"/proc/{pid}/status").read_text()
@@ -233,4 +233,4 @@ def end_with_parent() -> None:
         os._exit(128 + signal.SIGTERM)  # like a kill: every file stays whole
 
     started_by_it = os.getppid() == parent  # else by a process of submitit (launchers.py)
-    watch(lambda: os.getppid() != parent if started_by_it else not runs(parent), end)
+    watch(lambda: os.getppid() != parent if started_by_it else not is_running(parent), end)

@@ -120,13 +120,13 @@ def test_what_the_terminal_cannot_show_ends_no_script(monkeypatch):
 
 def test_a_process_that_has_ended_does_not_run_even_before_its_parent_has_noticed():
     process = subprocess.Popen(["sleep", "1000"])
-    assert command.runs(process.pid)
+    assert command.is_running(process.pid)
     process.kill()
-    while command.runs(process.pid):
+    while command.is_running(process.pid):
         pass
     assert process.returncode is None
     process.wait()
-    assert not command.runs(process.pid)
+    assert not command.is_running(process.pid)
 
 
 def test_an_empty_path_is_not_this_folder():

@@ -13,9 +13,12 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from hydra import initialize_config_dir
+from omegaconf import OmegaConf
 
-from stn.experiments import launchers
+from stn.experiments import command, launchers
 from stn.experiments.training.engine import Diverged
+from stn.experiments.training.sweep import SweepProgress
 
 ROOT = Path(__file__).parents[2]
 TINY = ["schedule=smoke", "budget=20000", "logger=none", "progress=false", "threads=1", "device=cpu"]
@@ -209,6 +212,19 @@ def test_slurm_is_given_one_array_whose_jobs_ask_for_a_gpu_and_hand_themselves_b
         "array=0-1%2", "partition=gpu", "account=us", "gpus-per-node=1", "cpus-per-task=4", "mem=16GB", "time=240",
         "signal=USR2@120", "job-name=stn", "nodes=1", "ntasks-per-node=1",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("launcher", "end"), [("slurm", "; the jobs of SLURM go on, and scancel ends them"), ("basic", "")]
+)
+def test_a_stopped_sweep_says_that_slurm_s_jobs_go_on(launcher, end, tmp_path, monkeypatch):
+    monkeypatch.setattr(command, "_safe", [])
+    config = {"runs_dir": str(tmp_path), "hydra": {"sweeper": {"params": None}, "overrides": {"task": ["seed=0,1"]},
+                                                   "runtime": {"choices": {"hydra/launcher": launcher}}}}  # fmt: skip
+    sweep = SweepProgress()
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        sweep.on_multirun_start(OmegaConf.create(config))
+    assert sweep.safe() == f"0 of 2 runs have ended; safe: no others{end}"
 
 
 # --- what cannot be swept: one line

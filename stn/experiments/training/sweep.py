@@ -58,6 +58,7 @@ class SweepProgress(Callback):
                          for job, cost in zip(self.jobs, costs, strict=True)}  # fmt: skip
         self.runs = Path(config.runs_dir).absolute()
         self.start = time.time()
+        self.on_slurm = config.hydra.runtime.choices["hydra/launcher"] in ("slurm", "submitit_slurm")
         tell_when_stopped(self.safe)
 
     def on_job_start(self, config: Any, **kwargs: Any) -> None:
@@ -94,7 +95,8 @@ class SweepProgress(Callback):
         """What a stop leaves of this sweep, in words."""
         ended = len(self._ended())
         parts = [f"{r['step']:,} of {r['steps']:,} steps of {r['id']}" for r in self._unfinished().values()]
-        return f"{ended} of {len(self.jobs)} runs have ended; safe: {', '.join(parts) or 'no others'}"
+        still = "; the jobs of SLURM go on, and scancel ends them" if self.on_slurm else ""
+        return f"{ended} of {len(self.jobs)} runs have ended; safe: {', '.join(parts) or 'no others'}{still}"
 
     def _ended(self) -> dict[Words, records.Record]:
         found: list[records.Record] = []
