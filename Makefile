@@ -63,7 +63,7 @@ reproduce-table4: data ## Table 4: MNIST addition, likewise
 
 reproduce-table5: SCHEDULE =
 reproduce-table5: COLUMN = data.digit
-reproduce-table5: data ## Table 5, likewise: co-localisation with its own schedule, 20 cells of one to two minutes
+reproduce-table5: data ## Table 5, likewise: co-localisation with its own schedules, 60 cells of half a minute to two minutes
 
 reproduce-3d: SCHEDULE = fast_3d
 reproduce-3d: COLUMN = data.thickness_px

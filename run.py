@@ -32,7 +32,7 @@ from omegaconf.errors import (
 )
 
 from stn.experiments import command, preflight, resolvers
-from stn.experiments.errors import one_line
+from stn.experiments.errors import first_line, one_line
 from stn.experiments.yaml_files import yaml_error
 
 os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra passes errors on, and we print them in one line
@@ -83,9 +83,18 @@ LAUNCHERS = {"basic": None, "joblib": "joblib", "ray": "ray", "ray_local": "ray"
              "submitit_local": "submitit", "submitit_slurm": "submitit", "slurm": "submitit"}  # fmt: skip
 
 
+WITH_JOBS = ("joblib", "ray", "submitit")  # packages whose errors tell of a job that ended without a result
+
+
+def lost_a_job(error: BaseException) -> bool:
+    return type(error).__module__.split(".")[0] in WITH_JOBS
+
+
 def what_is_wrong(error: BaseException) -> str:
     """What is wrong, in one line: the cause of an error that Hydra wraps, or the choices for an unknown key or name."""
     cause: Any = error.__cause__
+    if lost_a_job(error):
+        return f"a job has ended without a result: {first_line(error)}; the same command resumes"
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, option = error.missing_cfg_file.removesuffix(".yaml").rpartition("/")
         # Hydra lists no options when one of several choices is unknown
@@ -112,6 +121,8 @@ def what_is_wrong(error: BaseException) -> str:
         return what_is_wrong(cause)
     unknown = isinstance(error, ConfigCompositionException) and isinstance(cause, OmegaConfBaseException)
     if unknown and cause.parent_node is not None and cause.full_key:
+        if cause.key in cause.parent_node:
+            return f"{cause.full_key} cannot have this value: {first_line(cause)}"
         return f"unknown key {cause.full_key}: valid here: {', '.join(map(str, cause.parent_node)) or 'none'}"
     return one_line(error)
 
@@ -122,8 +133,8 @@ EXPECTED = (HydraException, OmegaConfBaseException, yaml.YAMLError, RecursionErr
 
 def is_bug(error: BaseException) -> bool:
     """Whether an error is a bug, whose traceback should be shown; STN_DEBUG=1 shows it for every error."""
-    wrapped = isinstance(error, InstantiationException) and error.__cause__ is not None
-    return bool(os.environ.get("STN_DEBUG")) or (wrapped and not isinstance(error.__cause__, EXPECTED))
+    cause = error.__cause__ if isinstance(error, InstantiationException) and error.__cause__ is not None else error
+    return bool(os.environ.get("STN_DEBUG")) or not (isinstance(cause, EXPECTED) or lost_a_job(cause))
 
 
 @hydra.main(config_path="conf", config_name="config", version_base="1.3")
@@ -177,7 +188,7 @@ def program() -> None:
 if __name__ == "__main__":
     try:
         command.stoppable(program)
-    except EXPECTED as error:
+    except Exception as error:
         if is_bug(error):
             raise
         sys.exit(f"error: {what_is_wrong(error)}")

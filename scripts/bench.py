@@ -357,7 +357,7 @@ def bench_cells(cells: int = 5) -> None:
         return torch.func.functional_call(networks[0], (params, buffers), (u,))
 
     def loss(encoding: Tensor, random: Tensor) -> Tensor:
-        return triplet_hinge(encoding, random, objective.margin, objective.attraction)
+        return triplet_hinge(encoding, random, objective.margin, objective.attraction, objective.one_sided)
 
     def one_after_the_other() -> None:
         for network, u, crops in zip(networks, images, random, strict=True):

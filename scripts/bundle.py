@@ -190,6 +190,8 @@ def pack(runs: Path, out: Path, weights: str | None = None) -> int:
     """
     if not runs.is_dir():
         raise ValueError(f"--runs {runs}: there is no such folder")
+    if out.exists() and not out.is_file():
+        raise ValueError(f"--out {out} is a folder or a device: name a file")
     out.parent.mkdir(parents=True, exist_ok=True)
     scratch, count = out.with_name(out.name + ".tmp"), 0
     with tarfile.open(scratch, "w:gz", compresslevel=4) as tar:

@@ -16,6 +16,7 @@ from stn.experiments.figures import (
     Untrained,
     addition,
     birds,
+    colocalisation,
     digits,
     films,
     house_numbers,
@@ -41,6 +42,7 @@ FIGURES: dict[str, Callable[[Path], Drawn]] = {
     "table1_right_rts": partial(digits.won, experiment="mnist_st_cnn_tps", distortion="rts"),
     "table1_right_e": partial(digits.won, experiment="mnist_st_cnn_tps", distortion="e"),
     "training_rts": films.training_rts,
+    "table5_scale": colocalisation.loss_by_scale,
     "aliasing": uses.aliasing,
     "recurrent": uses.recurrent,
 }

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from stn.experiments.command import ROOT, Options, a_number, a_path, child, run, tell_when_stopped
-from stn.experiments.errors import writing
+from stn.experiments.errors import first_line, writing
 from stn.experiments.results import records
+from stn.experiments.rules import is_finite
 from stn.experiments.yaml_files import read_yaml
 
 
@@ -30,7 +31,9 @@ def read_sweep(path: Path) -> dict[str, Any]:
     for name, space in sweep["parameters"].items():
         low, high = space.get("min"), space.get("max")
         listed = isinstance(space.get("values"), list) and space["values"]
-        if not listed and not (isinstance(low, int | float) and isinstance(high, int | float) and low < high):
+        if listed and not all(isinstance(value, str | int | float) for value in listed):
+            raise ValueError(f"{path}: parameter {name} has values that are neither texts nor numbers")
+        if not listed and not (is_finite(low) and is_finite(high) and low < high):
             raise ValueError(f"{path}: parameter {name} needs a list of values, or numbers min < max")
         if not listed and space.get("distribution") == "log_uniform_values" and low <= 0:
             raise ValueError(f"{path}: parameter {name} has min={low}: log_uniform_values needs a min above 0")
@@ -98,7 +101,12 @@ def main() -> None:
             trial = study.ask()
         folder = (options.runs / f"trial{trial.number}").resolve()
         folder.mkdir(exist_ok=True)
-        chosen = suggest(trial, sweep["parameters"])
+        try:
+            chosen = suggest(trial, sweep["parameters"])
+        except ValueError as error:
+            raise ValueError(
+                f"{options.sweep} has other values than the trials in {journal} ({first_line(error)}): rename the file"
+            ) from None
         value = train([*words, *options.overrides, *chosen], folder, sweep["metric"]["name"])
         with writing(journal):
             study.tell(trial, value, state=optuna.trial.TrialState.FAIL if value is None else None)

@@ -33,14 +33,14 @@ def unfinished(runs: Path) -> list[records.Record]:
 
 
 def seeds(text: str) -> list[int]:
-    """The seeds of 0,2 or range(3), as in run.py."""
+    """The seeds of 0,2 or range(3), as in run.py, each once."""
     if span := re.fullmatch(r"range\((?:(\d+),)?(\d+)\)", text):
         found = range(int(span[1] or 0), int(span[2]))
         if not 0 < len(found) <= 10_000:
             raise ValueError(f"--seeds {text} is {len(found):,} seeds: give 1 to 10,000 of them")
         return list(found)
     if re.fullmatch(r"\d+(,\d+)*", text):
-        return [int(seed) for seed in text.split(",")]
+        return list(dict.fromkeys(int(seed) for seed in text.split(",")))
     raise ValueError(f"--seeds {text}: give them as 0,1,2 or range(3)")
 
 

@@ -95,10 +95,15 @@ def ensure(config: Mapping[str, Any], root: str | Path) -> None:
     kind.ensure(root, **_settings("data", {k: v for k, v in config.items() if k != "root"}, kind, {"root"}))
 
 
-def check_objective(config: Mapping[str, Any]) -> None:
-    """Raise ValueError unless the keys of a config's `objective` are those of the objective it names."""
+def check_objective(config: Mapping[str, Any], data: str, model: str) -> None:
+    """Raise ValueError unless a config's `objective` has the keys of the one it names and fits its data and model."""
     _, kind = _find("objective", config)
     _settings("objective", config, kind, {"precision", "runs", "data_root"})
+    name = config["name"]
+    if data not in kind.data:
+        raise ValueError(f"objective={name} cannot be used with data.name={data}, only with {', '.join(kind.data)}")
+    if (name == "colocalisation") != (model == "colocalisation"):  # one returns crops, which the other compares
+        raise ValueError(f"objective={name} cannot be used with model.name={model}: choose colocalisation for both")
 
 
 def objective(config: Mapping[str, Any], **where: Any) -> Any:

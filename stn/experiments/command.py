@@ -1,6 +1,7 @@
 """Shared by all commands: the repository's folder, options, and how a command ends, by error or by signal."""
 
 import argparse
+import io
 import logging
 import multiprocessing
 import os
@@ -51,8 +52,8 @@ def a_path(text: str) -> Path:
 
 def a_file(text: str) -> Path:
     """The path of a file to write."""
-    if (given := a_path(text)).is_dir():
-        raise argparse.ArgumentTypeError(f"{text} is a folder: name a file")
+    if (given := a_path(text)).exists() and not given.is_file():  # a device would be replaced
+        raise argparse.ArgumentTypeError(f"{text} is a folder or a device: name a file")
     return given
 
 
@@ -92,6 +93,8 @@ def quiet() -> None:
 def run(main: Callable[[], object]) -> None:
     """Call a script's main; on bad input or a signal, print one line on stderr and exit with a status other than 0."""
     quiet()
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a path or a table's frame may not fit the terminal's encoding
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         stoppable(main)
     except EXPECTED as error:
@@ -112,8 +115,8 @@ class Stopped(SystemExit):
 def worker() -> bool:
     """Whether another process of this project started this one, reports for it and ends it.
 
-    That is so for a job of a joblib sweep, for all but the first process of devices > 1, and for a run of a search or
-    a campaign.
+    That is so for a job of a joblib or submitit_local sweep, for all but the first process of devices > 1, and for a
+    run of a search or a campaign.
     """
     return multiprocessing.parent_process() is not None or _of_a_batch() or _parent() != os.getpid()
 
@@ -123,7 +126,7 @@ def _of_a_batch() -> bool:
 
 
 def child() -> dict[str, str]:
-    """The variables that a run.py started by this process needs in order to end with it."""
+    """The variables that a run started by this process needs in order to end with it."""
     return {PARENT: str(os.getpid())}
 
 
@@ -137,10 +140,13 @@ def stoppable(main: Callable[[], object]) -> None:
     A signal that was ignored when the program started (nohup) stays ignored.
     """
 
+    stopped: list[Stopped] = []
+
     def stop(number: int, frame: object) -> None:
         for each in STOP:  # a second Ctrl-C would kill joblib's helper and leave its workers running
             signal.signal(each, signal.SIG_IGN)
-        raise Stopped(number)
+        stopped.append(Stopped(number))
+        raise stopped[0]
 
     before = {number: signal.getsignal(number) for number in STOP}
     for number, handler in before.items():
@@ -148,10 +154,12 @@ def stoppable(main: Callable[[], object]) -> None:
             signal.signal(number, stop)
     try:
         main()
-    except Stopped as stopped:
+    except BaseException:  # Ray raises another one in place of Stopped
+        if not stopped:
+            raise
         if not worker():
-            say_stopped(f"stopped by {stopped.name}")
-        raise
+            say_stopped(f"stopped by {stopped[0].name}")
+        raise stopped[0] from None
     finally:
         for number, handler in before.items():
             if signal.getsignal(number) is stop:  # a stopped program ignores them until it ends
@@ -199,11 +207,19 @@ def starting_workers() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
+def runs(pid: int) -> bool:
+    """Whether a process of this machine, which has Linux, runs; one that has ended and was not waited for does not."""
+    try:
+        return "(zombie)" not in Path(f"/proc/{pid}/status").read_text()
+    except FileNotFoundError:
+        return False
+
+
 @cache
 def end_with_parent() -> None:
     """In a worker: leave terminal signals to the first process, and end within a second of it."""
     first = multiprocessing.parent_process()
-    parent = _parent() if first is None else first.pid
+    parent = (first and first.pid) or _parent()
     for number in STOP:
         if number != signal.SIGTERM:
             signal.signal(number, signal.SIG_IGN)
@@ -216,4 +232,5 @@ def end_with_parent() -> None:
             print(f"{how}; the same command resumes from the last checkpoint", file=sys.stderr, flush=True)
         os._exit(128 + signal.SIGTERM)  # like a kill: every file stays whole
 
-    watch(lambda: os.getppid() != parent, end)
+    started_by_it = os.getppid() == parent  # else by a process of submitit (launchers.py)
+    watch(lambda: os.getppid() != parent if started_by_it else not runs(parent), end)

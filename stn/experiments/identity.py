@@ -30,6 +30,8 @@ LATER: dict[str, Any] = {
     "model.windows": "learnt",
     "model.first": "tiles",
     "model.localisation_norm": False,
+    "objective.one_sided": True,
+    "objective.scaled_layers": True,
     "schedule.ema": None,
 }
 

@@ -1,4 +1,4 @@
-"""Checks a command line of run.py before Hydra runs it: its options, its number of runs, their data."""
+"""Checks a command line of run.py before Hydra runs it: its options, its number of runs, their data, their launcher."""
 
 import json
 from itertools import islice, product
@@ -14,6 +14,7 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from stn.experiments import launchers
 from stn.experiments.command import ROOT
 
 CONF = ROOT / "conf"
@@ -21,7 +22,6 @@ OPTIONS = ("help", "hydra-help", "version", "cfg", "resolve", "package", "run", 
            "config-path", "config-name", "config-dir", "experimental-rerun", "info")  # fmt: skip
 SHORT = ("h", "c", "p", "r", "m", "i", "s")  # first letters of their short forms
 MOST_RUNS = 10_000  # of a sweep
-LOCAL = ("basic", "joblib", "ray_local", "submitit_local")  # launchers whose jobs share this machine's disk
 # settings that decide which files a job reads
 CHOOSE_DATA = ("experiment", "data", "data.name", "data.root", "data.size_px")
 
@@ -49,9 +49,11 @@ def check(words: list[str]) -> None:
         choices = _choices([f"{key}={value}" for key, value in params.items()]) | choices
         runs = prod(map(len, choices.values()))  # printed before PyTorch loads, which takes seconds
         print(f"{runs} run{'s' if runs > 1 else ''}; finished ones are skipped, unfinished ones resume", flush=True)
-        if cfg.hydra.runtime.choices["hydra/launcher"] in LOCAL:
+        launcher = cfg.hydra.runtime.choices["hydra/launcher"]
+        if launcher in launchers.LOCAL:
             _check_runs(choices, [word for word in words if word.startswith("~")])
             _check_data(choices)
+        launchers.prepare(launcher, cfg.hydra.launcher)
 
 
 def _choices(settings: list[str]) -> dict[str, list[str]]:

@@ -18,7 +18,7 @@ from stn.experiments.training.schedule import Schedule
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 ROOT = Path(__file__).parents[2]
-ENCODER, LARGE, TPS = "mnist_cnn-r-fast_sgd-seed0", "mnist_cnn-rts-fast_sgd-seed0", "mnist_st_cnn_tps-e-fast-seed0"
+ENCODER, LARGE, TPS = "mnist_cnn-r-fast-seed0", "mnist_cnn-rts-fast_sgd-seed0", "mnist_st_cnn_tps-e-fast-seed0"
 
 
 def seeded(seed=0):
@@ -147,7 +147,7 @@ def train(d, steps=3):
     network = build(d.in_shape, d.classes, 100_000, 4, 0.8, 0.1)
     objective = TripletHinge.__new__(TripletHinge)
     torch.manual_seed(1)
-    objective.margin, objective.attraction, objective.bf16 = 1.0, 1.0, False
+    objective.margin, objective.attraction, objective.one_sided, objective.bf16 = 1.0, 1.0, True, False
     objective.encoder = nn.Sequential(nn.Flatten(), nn.Linear(784, 8)).requires_grad_(False)
     schedule = Schedule(steps, 40, steps, {"_target_": "torch.optim.SGD", "lr": 0.05, "momentum": 0.9})
     module = Training(network, d, objective, schedule, 0, "fp32")
@@ -226,8 +226,9 @@ def test_no_window_leaves_the_image_whatever_the_weights():
 # --- loss and measure
 
 
+@pytest.mark.parametrize("one_sided", [False, True])
 @pytest.mark.parametrize(("k", "attraction"), [(1, 1.0), (3, 1.0), (3, 0.7)])
-def test_the_loss_is_the_hinge_over_all_pairs_and_random_crops(k, attraction):
+def test_the_loss_is_the_hinge_over_all_pairs_and_random_crops(k, attraction, one_sided):
     rng = np.random.default_rng(0)
     crop, random = rng.normal(size=(6, 4)), rng.normal(size=(6, k, 4))
     hinges = [
@@ -236,19 +237,23 @@ def test_the_loss_is_the_hinge_over_all_pairs_and_random_crops(k, attraction):
         for i in range(k)
     ]
     assert 0 < sum(h == 0 for h in hinges) < 30 * k  # both sides of the hinge are met
-    loss = triplet_hinge(torch.tensor(crop), torch.tensor(random), 1.5, attraction)
+    loss = triplet_hinge(torch.tensor(crop), torch.tensor(random), 1.5, attraction, one_sided)
     assert loss.item() == pytest.approx(np.mean(hinges))
 
 
+@pytest.mark.parametrize(("one_sided", "sides"), [(False, 2), (True, 1)])
 @pytest.mark.parametrize("a", [1.0, 0.25])
-def test_the_gradient_draws_crops_together_and_off_random_ones(a):
-    """By hand, where every hinge is active: the mean over m of 2 a (e_n - e_m) - 2 (e_n - e_rand), over n pairs."""
+def test_the_gradient_draws_crops_together_and_off_random_ones(a, one_sided, sides):
+    """By hand, where every hinge is active: the mean over m of 2 a (e_n - e_m) - 2 (e_n - e_rand), over n pairs.
+
+    Each pair comes twice, as (n, m) and as (m, n), so that A.2's loss draws a crop twice as hard.
+    """
     generator = seeded()
     crop, random = torch.randn(5, 3, generator=generator, requires_grad=True), torch.randn(5, 2, 3, generator=generator)
-    triplet_hinge(crop, random, 1e3, a).backward()
+    triplet_hinge(crop, random, 1e3, a, one_sided).backward()
     for n in range(5):
         others = (crop.sum(0) - crop[n]) / 4
-        expected = 2 * a * (crop[n] - others) - 2 * (crop[n] - random[n].mean(0))
+        expected = 2 * a * sides * (crop[n] - others) - 2 * (crop[n] - random[n].mean(0))
         assert torch.allclose(crop.grad[n], expected.detach() / 5, atol=1e-5)
 
 
@@ -256,14 +261,15 @@ def test_the_loss_compares_a_crop_with_random_crops_of_its_image(digits):
     d = data(images=40, random_crops=3, shift_std_px=0.0)
     network = build(d.in_shape, 1, 100_000, 4, 1 / 3, 0.1)  # before training: 28 px in the middle
     objective = TripletHinge.__new__(TripletHinge)
-    objective.margin, objective.attraction, objective.bf16, objective.encoder = 1.0, 0.5, False, nn.Flatten()
+    objective.margin, objective.attraction, objective.one_sided = 1.0, 0.5, False
+    objective.bf16, objective.encoder = False, nn.Flatten()
     objective.prepare(d)
     whole = d.batch(40, seeded())
     for u, index in (whole, tuple(part[10:20] for part in whole)):  # a device's share of a batch
         random = torch.stack([crops.flatten(1) for crops in d.crops()], dim=1)[index]
         loss, _ = objective.loss(network, (u, index))
         middle = u[..., 28:56, 28:56].flatten(1)
-        assert loss.item() == pytest.approx(triplet_hinge(middle, random, 1.0, 0.5).item(), rel=1e-3)
+        assert loss.item() == pytest.approx(triplet_hinge(middle, random, 1.0, 0.5, False).item(), rel=1e-3)
 
 
 def test_a_window_of_scale_s_covers_a_square_of_s_times_the_image():
@@ -300,21 +306,31 @@ def test_accuracy_is_the_share_of_windows_with_iou_above_half():
 def test_the_kept_encoder_is_the_cnn_of_table_1_and_frozen():
     classifier = zoo.load(ENCODER).network
     digits = torch.rand(5, 1, 28, 28)
-    encoder = Encoder(classifier, digits)
-    assert encoder(digits).shape[1] == sum(h.shape[1] for h in encoder.layers(digits))
-    assert torch.allclose(encoder.layers(digits)[2], classifier(digits), atol=1e-4)  # scores without softmax
-    apart = encoder(digits) - encoder(torch.zeros(1, 1, 28, 28))
-    assert apart.square().sum(1).mean().item() == pytest.approx(1, abs=1e-4)  # as far from nothing as the margin
+    encoder = Encoder(classifier)
+    first, second, scores = encoder.layers(digits)
+    assert torch.equal(encoder(digits), torch.cat([first, second, scores], dim=1))
+    assert torch.allclose(second @ encoder.scores.weight.T + encoder.scores.bias, scores, atol=1e-3)
+    assert torch.allclose(scores, classifier(digits), atol=1e-4)  # without softmax
     assert not any(p.requires_grad for p in encoder.parameters())
 
 
-def test_every_unit_of_the_encoding_counts_alike():
+def test_in_scaled_layers_every_unit_counts_alike_and_a_digit_is_a_margin_from_nothing():
     digits = torch.rand(5, 1, 28, 28)
-    encoder = Encoder(zoo.load(ENCODER).network, digits)
+    encoder = Encoder(zoo.load(ENCODER).network)
+    encoder.fit(digits)
     apart = encoder(digits) - encoder(torch.zeros(1, 1, 28, 28))
+    assert apart.square().sum(1).mean().item() == pytest.approx(1, abs=1e-4)
     parts = apart.split([h.shape[1] for h in encoder.layers(digits)], dim=1)
     assert len(parts) == 3
     assert [part.square().mean().item() for part in parts] == pytest.approx([1 / apart.shape[1]] * 3, rel=1e-4)
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+def test_the_layers_are_scaled_by_the_training_digits_only_where_asked(digits, monkeypatch, tmp_path, scaled):
+    monkeypatch.setattr("stn.experiments.training.colocalisation.load_digits", lambda root, split: digits)
+    whole = zoo.load(ENCODER).id
+    objective = TripletHinge(whole, 1.0, 1.0, False, scaled, "fp32", tmp_path, "nowhere")
+    assert bool((objective.encoder.scale == 1).all()) is not scaled
 
 
 @pytest.mark.parametrize(
@@ -327,4 +343,4 @@ def test_every_unit_of_the_encoding_counts_alike():
 )
 def test_a_missing_and_a_foreign_encoder_are_one_clear_line(digits, tmp_path, name, said):
     with pytest.raises((ValueError, OSError), match=rf"^{said}$"):
-        TripletHinge(name, 1.0, 1.0, "fp32", tmp_path, "nowhere")
+        TripletHinge(name, 1.0, 1.0, False, False, "fp32", tmp_path, "nowhere")

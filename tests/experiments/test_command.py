@@ -1,9 +1,11 @@
 """How a script ends: one line for what bad input explains, a traceback for a bug."""
 
+import io
 import os
 import re
 import runpy
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -48,6 +50,20 @@ def test_a_signal_ends_a_script_with_one_line_and_its_exit_status(number, handle
     os.kill(os.getpid(), number)  # a second one is ignored until it has ended
 
 
+def test_a_signal_counts_even_where_a_library_raises_something_in_its_place(handlers, monkeypatch, capsys):
+    def main():
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        except command.Stopped:
+            raise KeyboardInterrupt from None  # as Ray does
+
+    monkeypatch.setattr(sys, "argv", ["scripts/x.py"])
+    with pytest.raises(SystemExit) as stop:
+        command.run(main)
+    assert stop.value.code == 128 + signal.SIGTERM
+    assert capsys.readouterr().err == "stopped by SIGTERM; resume with: python scripts/x.py\n"
+
+
 def test_a_script_that_ends_by_itself_leaves_signals_as_they_were(handlers):
     command.run(lambda: None)
     assert {number: signal.getsignal(number) for number in command.STOP} == handlers
@@ -88,9 +104,29 @@ def test_a_folder_is_not_a_file_to_write(tmp_path):
     options = command.Options("")
     options.add_argument("--out", type=command.a_file)
     assert options.parse_args(["--out", str(tmp_path / "x")]).out == tmp_path / "x"
-    for folder in (str(tmp_path), "/"):
-        with pytest.raises(SystemExit, match=rf"^error: argument --out: {folder} is a folder: name a file;"):
-            options.parse_args(["--out", folder])
+    os.mkfifo(tmp_path / "pipe")  # as a device, not a regular file: it would be replaced
+    for given in (str(tmp_path), "/", str(tmp_path / "pipe")):
+        with pytest.raises(SystemExit, match=rf"^error: argument --out: {given} is a folder or a device: name a file;"):
+            options.parse_args(["--out", given])
+
+
+def test_what_the_terminal_cannot_show_ends_no_script(monkeypatch):
+    shown = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(shown, "ascii"))
+    command.run(lambda: print("┏ \udcff"))
+    sys.stdout.flush()
+    assert shown.getvalue() == b"\\u250f \\udcff\n"
+
+
+def test_a_process_that_has_ended_does_not_run_even_before_its_parent_has_noticed():
+    process = subprocess.Popen(["sleep", "1000"])
+    assert command.runs(process.pid)
+    process.kill()
+    while command.runs(process.pid):
+        pass
+    assert process.returncode is None
+    process.wait()
+    assert not command.runs(process.pid)
 
 
 def test_an_empty_path_is_not_this_folder():

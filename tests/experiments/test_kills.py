@@ -27,10 +27,21 @@ ONE_IN, PREPARATIONS_KILLED = 100, 5  # of SVHN and CUB-200-2011 one image in so
 RUN = ["experiment=mnist_st_fcn_affine", "schedule=smoke", "logger=none", "progress=false", "threads=1", "device=cpu",
        "schedule.block_steps=20", "schedule.batch_size=32", "checkpoint_every_s=0"]  # fmt: skip
 SWEEP = ["run.py", "--multirun", *RUN, "seed=0,1", "budget=40000", f"schedule.steps={STEPS}"]
-LAUNCHERS = {
+LAUNCHERS = {  # name: overrides
     "basic": [],
     "joblib": ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"],
+    "submitit_local": ["hydra/launcher=submitit_local"],
+    "ray_local": ["hydra/launcher=ray_local", "hydra.launcher.ray.init.num_cpus=2"],
 }
+
+
+WORKERS = {"joblib": "LokyProcess", "submitit_local": "submitit.core._submit"}  # in their command lines
+
+
+def need(launcher):
+    extra = launcher.removesuffix("_local")
+    if extra != "basic" and not find_spec(f"hydra_plugins.hydra_{extra}_launcher"):
+        pytest.skip(f"{extra} is an extra that is not installed")
 
 
 def start(*words):
@@ -66,11 +77,12 @@ def stop(process, number):
     return said
 
 
-def gone(group):
+def gone(session):
+    """Whether no process of a session is left; Ray's jobs have groups of their own."""
     try:
-        os.killpg(group, 0)
+        os.killpg(session, 0)
     except ProcessLookupError:
-        return True
+        return subprocess.run(["pgrep", "-s", str(session)], stdout=subprocess.DEVNULL).returncode == 1
     return False
 
 
@@ -86,8 +98,7 @@ def whole(tmp_path_factory):
 
 @pytest.mark.parametrize("launcher", LAUNCHERS)
 def test_a_sweep_killed_again_and_again_ends_in_the_bits_of_an_uninterrupted_one(launcher, whole, tmp_path):
-    if launcher == "joblib" and not find_spec("hydra_plugins.hydra_joblib_launcher"):
-        pytest.skip("joblib is an extra that is not installed")
+    need(launcher)
     words = [*SWEEP, f"runs_dir={tmp_path}", *LAUNCHERS[launcher]]
     draw = random.Random(launcher)
     for _ in range(KILLS):
@@ -101,7 +112,7 @@ def test_a_sweep_killed_again_and_again_ends_in_the_bits_of_an_uninterrupted_one
             continue
         assert process.returncode == 128 + number
         first, *ended, last = said.splitlines()
-        assert all(re.match(r"\[\d of 2\] seed=", line) for line in ended)
+        assert all(re.search(r"\[\d of 2\] seed=", line) for line in ended)  # Ray puts the process in front
         assert first == "2 runs; finished ones are skipped, unfinished ones resume"
         assert last.startswith(f"stopped by {number.name}: ")
         assert "; resume with: python run.py --multirun experiment=mnist_st_fcn_affine " in last
@@ -182,6 +193,20 @@ def test_a_command_that_is_stopped_says_one_line_and_takes_its_processes_along(c
     elif "devices=2" in command:
         assert last.startswith("stopped: the first process of this run has ended; the same command resumes from ")
     checkpoint.check(next(tmp_path.rglob("checkpoint.ckpt")))
+
+
+@pytest.mark.parametrize("launcher", ["joblib", "submitit_local"])
+def test_a_sweep_a_worker_of_which_is_killed_says_one_line_and_leaves_no_process(launcher, tmp_path):
+    need(launcher)
+    process = start(*SWEEP, f"runs_dir={tmp_path}", *LAUNCHERS[launcher])
+    wait_until(lambda: len(list(tmp_path.glob("*/unfinished.json"))) == SEEDS, process)
+    found = subprocess.run(["pgrep", "-s", str(process.pid), "-f", WORKERS[launcher]], capture_output=True, text=True)
+    os.kill(int(found.stdout.split()[0]), signal.SIGKILL)
+    said, _ = process.communicate(timeout=900)
+    wait_until(lambda: gone(process.pid))
+    assert process.returncode == 1
+    assert "Traceback" not in said
+    assert re.match(r"error: a job has ended without a result: .*; the same command resumes$", said.splitlines()[-1])
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])

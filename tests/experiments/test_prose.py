@@ -31,6 +31,7 @@ FOUND = [
         ("example/mnist_fcn/r/long steps", "900"),
         ("example/*/*/short params", "987"),
         ("example/*/*/short hours", "1.5"),
+        ("example/*/*/long hours", "0.5"),  # of one of its two seeds
         ("example/*/*/short minutes", "30"),
         ("example/*/*/best device", "a processor"),
         ("example/mnist_fcn/r/long test/error", "3.00 to 4.00"),

@@ -264,6 +264,20 @@ def test_a_damaged_line_costs_only_itself_where_that_is_wanted(tmp_path, line):
         records.keep([record(seed=1)], tmp_path)
 
 
+def test_a_record_that_cannot_be_opened_or_named_costs_only_itself(tmp_path):
+    save(tmp_path, record())
+    (tmp_path / "folder/result.json").mkdir(parents=True)
+    (tmp_path / "no UTF-8 \udcff").mkdir()
+    (tmp_path / "no UTF-8 \udcff/result.json").write_text("{}")
+    damaged: list[str] = []
+    assert len(records.read_runs(tmp_path, damaged)) == 1
+    first, second = damaged
+    assert first.endswith(f"Is a directory: '{tmp_path}/folder/result.json'")
+    assert second.startswith(f"the record {tmp_path}/no UTF-8 \\udcff/result.json has version None")
+    (tmp_path / "folder/unfinished.json").mkdir()
+    assert records.read_unfinished(tmp_path) == []
+
+
 def test_a_damaged_curve_costs_the_curve_alone(tmp_path):
     records.keep([record(curve=CURVE)], tmp_path)
     (tmp_path / "curves.jsonl").write_text(json.dumps({"id": record()["id"], "step": [1, 2], "lr": [0.1]}) + "\n")

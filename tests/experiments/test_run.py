@@ -305,6 +305,9 @@ REFUSED = {
     "table=[1]": ["table=1", "table1"],
     "model.classifier=null": ["model.classifier=None", "fcn, cnn"],
     "=5": ["=5 has no key"],
+    "row={table:nosuch}": ["row={'table': 'nosuch'}", "the name of a file of conf/table"],
+    "objective=colocalisation": ["objective=colocalisation cannot be used with data.name=mnist, only with "],
+    "hydra.callbacks=null": ["hydra.callbacks cannot have this value"],
     "-x": ["unknown option -x", "--multirun"],
 }
 DAMAGED = {

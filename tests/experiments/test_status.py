@@ -52,7 +52,7 @@ def test_the_status_counts_cells_by_what_became_of_them(tmp_path, status):
     assert cells["FCN"] == ["done", "failed", "missing", "missing", "missing"]
     assert cells["CNN"] == ["stopped 25 %", "missing", "missing", "running 50 %", "missing"]
     assert re.match("40 cells: 1 done, 1 running, 1 stopped, 1 failed, 36 missing; about .* left, 1 at a time", last)
-    cells, _ = status("--runs", tmp_path, "--seeds", "0,1")
+    cells, _ = status("--runs", tmp_path, "--seeds", "0,1,0")
     assert cells["FCN"][:2] == ["1 done, 1 missing", "1 failed, 1 missing"]
     assert cells["CNN"][3] == "1 stopped 50 %, 1 missing"
 

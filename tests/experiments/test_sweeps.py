@@ -3,14 +3,18 @@
 import json
 import os
 import re
+import runpy
+import signal
 import subprocess
 import sys
 import time
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from stn.experiments import launchers
 from stn.experiments.training.engine import Diverged
 
 ROOT = Path(__file__).parents[2]
@@ -112,6 +116,43 @@ def test_the_error_of_a_diverged_run_survives_the_way_back_from_a_worker():
     assert str(pickle.loads(pickle.dumps(error))) == str(error) == (
         "the loss became nan at step 3: lower optimizer.lr or schedule.localisation_lr"
     )  # fmt: skip
+
+
+def test_a_job_that_was_killed_is_explained_in_one_line():
+    from joblib.externals.loky.process_executor import TerminatedWorkerError
+
+    program, error = runpy.run_path(str(ROOT / "run.py")), TerminatedWorkerError("A worker was killed\nby the kernel")
+    assert not program["is_bug"](error)
+    assert program["what_is_wrong"](error) == (
+        "a job has ended without a result: A worker was killed; the same command resumes"
+    )
+    assert program["is_bug"](RuntimeError("of our own"))
+
+
+@pytest.fixture
+def fake_ray(monkeypatch):
+    """A module `ray` whose `init` does as the real one: it takes SIGTERM for itself."""
+
+    def init(**settings):
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(15))
+        if not settings:
+            raise Exception("The current node timed out during startup.\nMore.")
+
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(init=init))
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+def test_ray_leaves_sigterm_to_the_sweep(fake_ray):
+    before = signal.getsignal(signal.SIGTERM)
+    launchers.start_ray({"num_cpus": 2})
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_ray_that_does_not_start_is_explained_in_one_line(fake_ray):
+    with pytest.raises(OSError, match=r"^Ray did not start: The current node timed out during startup\.$"):
+        launchers.start_ray({})
 
 
 # --- SLURM, with fakes of its commands on the PATH that run the jobs here

@@ -31,7 +31,7 @@ from stn.experiments import identity
 from stn.experiments.datasets.mnist import DistortedMnist
 from stn.experiments.networks.mnist import build, fcn
 from stn.experiments.results import records
-from stn.experiments.training import checkpoint
+from stn.experiments.training import checkpoint, run
 from stn.experiments.training.checkpoint import BOUND, Checkpoint, InPlace
 from stn.experiments.training.classification import Classification, cross_entropy, error
 from stn.experiments.training.engine import Diverged, Training, block_seed
@@ -80,6 +80,14 @@ def trainer(max_epochs=3, *callbacks):
         max_epochs=max_epochs, accelerator="cpu", devices=1, logger=False, callbacks=list(callbacks),
         enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, plugins=[InPlace()],
     )  # fmt: skip
+
+
+def test_a_slurm_allocation_does_not_decide_how_many_processes_train(monkeypatch, tmp_path):
+    allocation = {"NTASKS": "2", "JOB_ID": "5", "JOB_NAME": "x", "PROCID": "1", "LOCALID": "1", "NODEID": "0"}
+    for key, value in allocation.items():
+        monkeypatch.setenv(f"SLURM_{key}", value)
+    one = run.trainer(Job({"runs_dir": str(tmp_path)}, [], {}, {}, "x"), torch.device("cpu"), [])
+    assert (one.world_size, one.global_rank) == (1, 0)
 
 
 def assert_same_bits(network, other):

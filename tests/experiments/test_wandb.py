@@ -326,3 +326,25 @@ def test_the_search_draws_what_the_sweep_file_names_minimises_it_and_goes_on(tmp
     *_, last = capsys.readouterr().out.splitlines()
     best = min(float(one["schedule.localisation_lr"]) for i, one in enumerate(trained) if i != 1)
     assert last.startswith(f"best of 4: schedule.localisation_lr={best} ")
+    changed = tmp_path / "localisation_lr.yaml"
+    changed.write_text((ROOT / "sweeps/localisation_lr.yaml").read_text().replace("150000", "160000"))
+    monkeypatch.setattr(sys, "argv", [*arguments, "--sweep", str(changed)])
+    with pytest.raises(ValueError, match=rf"^{changed} has other values than the trials in {tmp_path}/.*: rename the"):
+        search["main"]()
+
+
+@pytest.mark.parametrize(
+    ("space", "message"),
+    [
+        ({"min": 0, "max": float("inf")}, "needs a list of values, or numbers min < max"),
+        ({"min": False, "max": True}, "needs a list of values, or numbers min < max"),
+        ({"values": [1, None]}, "has values that are neither texts nor numbers"),
+        ({"values": [[1, 2]]}, "has values that are neither texts nor numbers"),
+    ],
+)
+def test_a_parameter_that_cannot_be_drawn_is_refused_before_the_search(space, message, tmp_path):
+    search = runpy.run_path(str(ROOT / "scripts/search.py"))
+    path, metric = tmp_path / "sweep.yaml", {"name": "test/error", "goal": "minimize"}
+    path.write_text(yaml.safe_dump({"command": [], "parameters": {"seed": space}, "metric": metric}))
+    with pytest.raises(ValueError, match=rf"^{path}: parameter seed {message}$"):
+        search["read_sweep"](path)

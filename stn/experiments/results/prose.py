@@ -14,6 +14,7 @@ import re
 from collections.abc import Callable
 from fnmatch import filter as matching
 from itertools import product
+from statistics import fmean
 
 from stn.experiments.results import tables
 from stn.experiments.results.cells import Cell
@@ -37,7 +38,7 @@ FACTS: dict[str, Callable[[Found], str]] = {
     "schedule": lambda found: found[0][0].schedule,
     "steps": _of_records("steps", ",d"),
     "params": _of_records("params", ",d"),
-    "hours": lambda found: f"{sum(core_seconds(r) for _, runs in found for r in runs) / 3600:.1f}",
+    "hours": lambda found: f"{sum(fmean(map(core_seconds, runs)) for _, runs in found) / 3600:.1f}",  # of one seed
     "minutes": lambda found: span([math.ceil(core_seconds(r) / 60) for _, runs in found for r in runs], "d"),
     "device": lambda found: " or ".join(sorted({escaped(r["device"]) for _, runs in found for r in runs})),
 }

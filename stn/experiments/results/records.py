@@ -130,7 +130,7 @@ def read_unfinished(runs: Path) -> list[tuple[Path, Record]]:
             found.append((path.parent, read(path)))
         except FileNotFoundError:  # the run has just ended
             continue
-        except ValueError as error:  # another run's file must not end this command
+        except (OSError, ValueError) as error:  # another run's file must not end this command
             logging.getLogger(__name__).warning("%s", error)
     return [(folder, record) for folder, record in found if not (folder / "result.json").exists()]
 
@@ -144,7 +144,7 @@ def read_runs(runs: Path, damaged: list[str] | None = None, smoke: bool = False)
     for path in sorted(runs.rglob("result.json")):
         try:
             record = read(path)
-        except ValueError as error:
+        except (OSError, ValueError) as error:
             _blame(error, damaged)
             continue
         if record["smoke"] == smoke:
@@ -213,10 +213,10 @@ def thin(curve: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return entries
 
 
-def _blame(error: ValueError, damaged: list[str] | None) -> None:
+def _blame(error: OSError | ValueError, damaged: list[str] | None) -> None:
     if damaged is None:
         raise error
-    damaged.append(str(error))
+    damaged.append(str(error).encode(errors="backslashreplace").decode())  # a folder's name may not be UTF-8
 
 
 def _lines(path: Path, damaged: list[str] | None) -> Iterator[tuple[str, Record]]:

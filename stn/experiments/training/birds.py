@@ -25,6 +25,8 @@ class Birds(Classification):
     correlation between the centre of window i and the position of the part over these images, from -1 to 1.
     """
 
+    data = ("cub", "synthetic_birds")
+
     def __init__(self) -> None:
         self.tested: list[
             tuple[Tensor, Tensor, Tensor]

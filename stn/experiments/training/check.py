@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from stn.experiments import build
+from stn.experiments.command import ROOT
 from stn.experiments.datasets.voxel import free_bytes
 from stn.experiments.errors import first_line
 from stn.experiments.rules import FLAG, MAPPING, TEXT, Rule, number, one_of, or_null, require, whole
@@ -31,6 +32,14 @@ NAMES = Rule(
     lambda v: isinstance(v, str) and NAME.fullmatch(v) is not None,
     "a name of up to 100 letters, digits, '_', '.' and '-', since it names a folder",
 )
+PROJECT = Rule(
+    lambda v: isinstance(v, str) and re.fullmatch(r"[^/\\#?%:]{1,128}", v) is not None,
+    "a text of up to 128 characters without / \\ # ? % :",
+)
+ROW = Rule(
+    lambda v: MAPPING.fits(v) and NAMES.fits(v.get("table")) and (ROOT / f"conf/table/{v['table']}.yaml").is_file(),
+    "a mapping in which `table` is the name of a file of conf/table",
+)
 
 OWN = {  # every key of conf/config.yaml outside the groups
     "experiment_name": NAMES,
@@ -39,7 +48,7 @@ OWN = {  # every key of conf/config.yaml outside the groups
     "budget": or_null(whole(1, 10**12)),
     "width": number(1e-3, 100),
     "dropout": number(0, 0.999),
-    "row": or_null(MAPPING),
+    "row": or_null(ROW),
     "runs_dir": FOLDER,
     "precision": one_of("auto", "fp32", "bf16"),
     "device": one_of("auto", "cpu", "cuda"),
@@ -80,6 +89,8 @@ GROUPS = {  # keys of the groups; names, and values that depend on them, are che
     "objective.encoder": TEXT,
     "objective.margin": number(0, 1e6),
     "objective.attraction": number(0, 1e6),
+    "objective.one_sided": FLAG,
+    "objective.scaled_layers": FLAG,
 } | {f"schedule.{key}": rule for key, rule in RULES.items()}
 
 
@@ -98,9 +109,9 @@ def check(config: Mapping[str, Any]) -> None:
         )
     for name, settings in (config["logger"] or {}).items():
         _check_logger(f"logger.{name}", settings)
-    build.check_objective(config["objective"])
     in_shape, classes = build.shape(config["data"])
     params = _params(config["model"], in_shape, classes)
+    build.check_objective(config["objective"], config["data"]["name"], config["model"]["name"])
     _check_memory(config, schedule.batch_size, in_shape, params)
 
 
@@ -132,7 +143,7 @@ def _check_values(config: Mapping[str, Any]) -> None:
 
 def _check_logger(name: str, settings: Any) -> None:
     if isinstance(settings, Mapping) and settings.get("_target_") == WANDB:
-        for key, rule in {"project": TEXT, "settings": MAPPING}.items():
+        for key, rule in {"project": PROJECT, "settings": MAPPING}.items():
             require(rule, f"{name}.{key}", settings.get(key), ", or logger=none")
     else:
         from pytorch_lightning.loggers import Logger  # takes seconds to load

@@ -22,6 +22,8 @@ class Classification:
     right only if all of them are (A.5).
     """
 
+    data: tuple[str, ...] = ("mnist", "addition", "voxel", "svhn", "svhn_rendered")  # the data sets that it fits
+
     def prepare(self, data: Any) -> None:
         """Does nothing."""
 

@@ -28,19 +28,34 @@ class TripletHinge:
     place of I, of which the data have several, encoded once (`prepare`).  accuracy = how many windows overlap the
     digit's box with IoU > 0.5.
 
-    a is `attraction`, 1 in A.2.  There the |e(I_n^T)|^2 of the two distances cancel, and the loss is lowest at windows
-    wider than a digit, whose crops are nearer to each other the less is to be seen in them; below 1, what is left of it
-    draws a window that has found its digit to where more of it is to be seen.
+    A.2's own loss has `attraction` a = 1 and neither of the flags.  Its minimum is at windows that all show nothing.
+    `one_sided` takes the gradient of |e(I_n^T) - e(I_m^T)|^2 at I_n^T alone, with I_m^T fixed.
 
-    `encoder` names the run whose CNN is e, below `runs` or among the kept ones; its layers are scaled by the training
-    digits below `data_root`.  Raises ValueError where that is not a digit CNN for 28 x 28 px.
+    With a = 1 the |e(I_n^T)|^2 of the two distances cancel, and the loss is lowest at windows wider than a digit, whose
+    crops are nearer to each other the less is to be seen in them; below 1, what is left of it draws a window that has
+    found its digit to where more of it is to be seen.
+
+    `encoder` names the run whose CNN is e, below `runs` or among the kept ones; with `scaled_layers` the training
+    digits below `data_root` scale its layers (`Encoder.fit`).  Raises ValueError where it is not a digit CNN for
+    28 x 28 px.
     """
 
+    data = ("colocalisation",)
+
     def __init__(
-        self, encoder: str, margin: float, attraction: float, precision: str, runs: str | Path, data_root: str | Path
+        self,
+        encoder: str,
+        margin: float,
+        attraction: float,
+        one_sided: bool,
+        scaled_layers: bool,
+        precision: str,
+        runs: str | Path,
+        data_root: str | Path,
     ):
         self.margin = margin
         self.attraction = attraction
+        self.one_sided = one_sided
         self.bf16 = precision == "bf16"
         recorded = zoo.load(encoder, ROOT, Path(runs))
         if recorded.record["experiment"] != "mnist_cnn" or recorded.in_shape != (1, DIGIT_PX, DIGIT_PX):
@@ -50,9 +65,9 @@ class TripletHinge:
             )
         if recorded.id != encoder:  # a shortened name would be another identity
             raise ValueError(f"objective.encoder={encoder} has to be a whole name: {recorded.id}")
-        classifier, self.sha256 = recorded.network, recorded.sha256
-        digits, _ = load_digits(data_root, "train")
-        self.encoder = Encoder(classifier, digits[:DIGITS, None].float() / 255)
+        self.encoder, self.sha256 = Encoder(recorded.network), recorded.sha256
+        if scaled_layers:
+            self.encoder.fit(load_digits(data_root, "train")[0][:DIGITS, None].float() / 255)
 
     def prepare(self, data: CommonDigit) -> None:
         """Encode the random crops of all images: they stay the same, and so does e."""
@@ -67,7 +82,7 @@ class TripletHinge:
         with torch.autocast(u.device.type, torch.bfloat16, enabled=self.bf16):
             encoding = self.encoder(crop)
         random = self.random if len(index) == len(self.random) else self.random[index]  # a copy costs a fifth of a step
-        return triplet_hinge(encoding, random, self.margin, self.attraction), {}
+        return triplet_hinge(encoding, random, self.margin, self.attraction, self.one_sided), {}
 
     def test(self, network: nn.Module, batch: tuple[Tensor, Boxes]) -> dict[str, Tensor]:
         u, box = batch
@@ -84,17 +99,17 @@ class TripletHinge:
 
 
 def triplet_hinge(
-    crop: Float[Tensor, "b f"], random: Float[Tensor, "b k f"], margin: float, attraction: float
+    crop: Float[Tensor, "b f"], random: Float[Tensor, "b k f"], margin: float, attraction: float, one_sided: bool
 ) -> Float[Tensor, ""]:
     """The mean of A.2's hinge over the ordered pairs n != m of a batch and their k I^rand, from the crops' encodings.
 
     max(0, attraction |e_n - e_m|^2 - |e_n - e_n^rand|^2 + margin)
 
-    The gradient is taken at n, with m fixed: a window is drawn to the others, and away from its image's random crops.
-    With m's gradient added, windows on digits are drawn to those that are still on nothing, and all end up on nothing.
+    The gradient is A.2's, at n and at m.  `one_sided`, it is taken at n, with m fixed: a window is drawn to the others,
+    and away from its image's random crops.
     """
-    fixed = crop.detach()
-    apart = crop.square().sum(1)[:, None] + fixed.square().sum(1) - 2 * crop @ fixed.T  # |e_n - e_m|^2
+    other = crop.detach() if one_sided else crop
+    apart = crop.square().sum(1)[:, None] + other.square().sum(1) - 2 * crop @ other.T  # |e_n - e_m|^2
     across = torch.einsum("bf,bkf->bk", crop, random)
     to_random = (
         crop.square().sum(1)[:, None] + torch.linalg.vector_norm(random, dim=2) ** 2 - 2 * across
@@ -117,24 +132,29 @@ def iou(a: Boxes, b: Boxes) -> Float[Tensor, " b"]:
 
 
 class Encoder(nn.Module):
-    """e of A.2: the two hidden layers and the class scores of a digit CNN side by side, h_k(I) / (r_k sqrt(N)).
-
-    r_k is the root mean square, over `digits` and the units of layer k, of h_k(I) - h_k(0), and N the number of all
-    units: every unit counts alike, so that the first layer, which has most, decides how large a window is best, and a
-    digit is at a squared distance of about 1, the margin, from a crop of nothing.  As they come, it is in the hundreds.
-    """
+    """e of A.2, frozen: the activations of the two hidden layers of a digit CNN and its class scores, side by side."""
 
     scale: Tensor
 
-    def __init__(self, classifier: nn.Module, digits: Crops):
+    def __init__(self, classifier: nn.Module):
         super().__init__()
         features: Any
         features, scores = classifier.children()
         self.first, self.second, self.scores = features[:3], features[3:6], scores
+        self.register_buffer("scale", torch.ones(3))
         self.requires_grad_(False).eval().to(memory_format=torch.channels_last)  # a step of it is a fifth faster
+
+    def fit(self, digits: Crops) -> None:
+        """Divide layer k by r_k sqrt(N).
+
+        r_k is the root mean square, over `digits` and the units of layer k, of h_k(I) - h_k(0), and N the number of all
+        units: every unit counts alike, so that the first layer, which has most, decides how large a window is best, and
+        a digit is at a squared distance of about 1, the margin, from a crop of nothing.  As they come, it is in the
+        thousands.
+        """
         answers, nothing = self.layers(digits), self.layers(torch.zeros_like(digits[:1]))
         r = [(h - h0).square().mean().sqrt() for h, h0 in zip(answers, nothing, strict=True)]
-        self.register_buffer("scale", torch.stack(r) * sum(h.shape[1] for h in answers) ** 0.5)
+        self.scale = torch.stack(r) * sum(h.shape[1] for h in answers) ** 0.5
 
     def layers(self, crop: Crops) -> list[Float[Tensor, "b f"]]:
         """The activations of the two hidden layers, and the class scores."""

@@ -23,6 +23,8 @@ class HouseNumbers(Classification):
     of all transformers, `iou_above_50` the share of images in which it is above 50 %.
     """
 
+    data = ("svhn", "svhn_rendered")
+
     def prepare(self, data: Any) -> None:
         """Store the number's relative size, which is the same in every crop."""
         self.number_side = number_side(data.in_shape[-1])

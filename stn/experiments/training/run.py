@@ -15,6 +15,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.loggers import Logger
+from pytorch_lightning.plugins.environments import LightningEnvironment
 
 from stn.experiments import build, command, identity
 from stn.experiments.networks.sizing import num_params
@@ -117,7 +118,7 @@ def trainer(
         enable_model_summary=False,
         default_root_dir=job.folder,
         callbacks=[Signals(), *callbacks],
-        plugins=[checkpoint.InPlace()],
+        plugins=[checkpoint.InPlace(), LightningEnvironment()],  # not SLURM's: a run starts its own processes
         **more,
     )
 
