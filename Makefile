@@ -99,7 +99,7 @@ report: $(SETUP) ## results/report.html: every table, curve and figure on one pa
 docs: $(SETUP) ## the documentation site in site/; warnings are errors
 	@echo 'Building the documentation in site/'
 	@NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --quiet --strict
-	@echo 'written: site/index.html: open it in a browser'
+	@echo 'written: site/index.html; its search and the demonstration need a server: python3 -m http.server -d site'
 
 bench: data ## speed against the usual ways, side by side (about five minutes); ARGS="a b" runs only these parts
 	@set -f; $(PY) scripts/bench.py $$ARGS

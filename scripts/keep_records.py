@@ -22,7 +22,7 @@ def main() -> None:
     damaged: list[str] = []
     own = [r for r in records.read_runs(runs, damaged) if r["config"]["data"].get("test_split", "test") == "test"]
     new = records.keep(own, results)
-    print(f"{len(new)} new records in {results / 'records.jsonl'}")
+    print(f"{len(new)} new record{'s' if len(new) != 1 else ''} in {results / 'records.jsonl'}")
     if options.weights is not None:
         chosen = [path for path in sorted(runs.rglob("weights.safetensors")) if path.parent.match(options.weights)]
         chosen = [path for path in chosen if path.parent.name in {record["id"] for record in own}]

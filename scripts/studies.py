@@ -15,7 +15,7 @@ def main() -> None:
     kept, page = ROOT / "results/studies", ROOT / "docs/studies.md"
     kept.mkdir(exist_ok=True)
     new = records.keep(({k: v for k, v in r.items() if k != "curve"} for r in records.read_runs(runs)), kept)
-    print(f"{len(new)} new records in {kept / 'records.jsonl'}")
+    print(f"{len(new)} new record{'s' if len(new) != 1 else ''} in {kept / 'records.jsonl'}")
     if records.replace(page, studies.into_page(page.read_text(), records.read_kept(kept))):
         print(f"written: {page.relative_to(ROOT)}")
 

@@ -48,7 +48,7 @@ def check(words: list[str]) -> None:
         params = cfg.hydra.sweeper.params or {}
         choices = _choices([f"{key}={value}" for key, value in params.items()]) | choices
         runs = prod(map(len, choices.values()))  # printed before PyTorch loads, which takes seconds
-        print(f"{runs} runs; finished ones are skipped, unfinished ones resume", flush=True)
+        print(f"{runs} run{'s' if runs > 1 else ''}; finished ones are skipped, unfinished ones resume", flush=True)
         launcher = cfg.hydra.runtime.choices["hydra/launcher"]
         if launcher in launchers.LOCAL:
             _check_runs(choices, [word for word in words if word.startswith("~")])

@@ -420,7 +420,7 @@ def test_a_damaged_record_costs_its_own_line(command, script, tmp_path):
     wrong, rest = code.splitlines()
     assert wrong.startswith(f"error: the record {result} is damaged ")
     assert "other records" in rest
-    assert {"table.py table1": "7.25", "keep_records.py": "1 new records"}[command] in said
+    assert {"table.py table1": "7.25", "keep_records.py": "1 new record in "}[command] in said
 
 
 def test_ended_runs_are_kept_and_the_pages_made_from_them(script, tmp_path):
