@@ -25,7 +25,7 @@ from stn.experiments.errors import one_line, writing
 DOUBLE = np.dtype(np.float64)
 REFERENCE = h5py.h5t.py_create(h5py.ref_dtype)
 FIELDS = ("left", "top", "width", "height", "label")
-CACHE = 2**27  # bytes, HDF5's most; SVHN's extra images have more names than its own 32 MB hold, and each would read all
+CACHE = 2**27  # bytes, HDF5's most: its 32 MB do not hold the names in SVHN's extra file, which each new one would read
 PART = 1000  # records that one process reads at a time: about a second, for which a signal has to wait
 
 

@@ -19,7 +19,7 @@ PACKAGES = ("torch", "torchvision", "pytorch-lightning", "hydra-core", "wandb", 
 
 def rank() -> int:
     """The number of this process with devices > 1; Lightning starts the others with the same command line."""
-    return int(os.environ.get("LOCAL_RANK", 0))
+    return max(0, int(os.environ.get("LOCAL_RANK", 0)))  # some launchers of PyTorch set -1 for a process on its own
 
 
 def pick_device(name: str) -> torch.device:
