@@ -22,7 +22,7 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 KILLS = 20
 SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL]
-STEPS, SEEDS = 3000, 2
+STEPS, SEEDS = 12_000, 2
 ONE_IN, PREPARATIONS_KILLED = 100, 5  # of SVHN and CUB-200-2011 one image in so many
 RUN = ["experiment=mnist_st_fcn_affine", "schedule=smoke", "logger=none", "progress=false", "threads=1", "device=cpu",
        "schedule.block_steps=20", "schedule.batch_size=32", "checkpoint_every_s=0"]  # fmt: skip
