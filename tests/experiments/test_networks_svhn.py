@@ -1,5 +1,6 @@
 """The networks of A.5, their sizes by hand, and what the spatial transformers in series do together."""
 
+import math
 from functools import reduce
 from itertools import pairwise
 from types import SimpleNamespace
@@ -85,6 +86,14 @@ def test_dropout_comes_after_every_hidden_layer_but_the_first():
     assert not any(isinstance(m, nn.Dropout) for m in network("multi", dropout=0.0).modules())
 
 
+@pytest.mark.parametrize("transformers", ["none", "multi"])
+def test_with_dropout_the_first_loss_is_near_that_of_a_guess(transformers):
+    net = network(transformers, width=0.25).train()
+    u, label = torch.rand(16, 3, 64, 64), torch.randint(0, 11, (16, 5))
+    loss = nn.functional.cross_entropy(net(u).flatten(0, 1), label.flatten())
+    assert loss.item() < 4 * math.log(11)  # He's weights alone give a hundred
+
+
 @pytest.mark.parametrize("transformers", ["single", "multi"])
 def test_at_the_start_the_network_is_its_cnn(transformers):
     net, plain = network(transformers).eval(), network().eval()
@@ -152,14 +161,15 @@ def test_a_run_s_pictures_are_all_warps_and_the_composed_box(transformers, keys)
     assert set(pictures(trace(network(transformers), torch.rand(2, 3, 64, 64)))) == keys
 
 
-def test_localisation_networks_keep_their_small_start():
-    net = network("multi")
-    transformers = [m for m in net.modules() if isinstance(m, SpatialTransformer)]
-    inside = {layer for t in transformers for layer in t.localisation.modules()}
-    for layer in net.modules():
+@pytest.mark.parametrize("dropout", [0.0, 0.5, 0.75])
+def test_weights_are_he_s_smaller_after_dropout_and_small_in_localisation_networks(dropout):
+    net = network("multi", dropout=dropout)
+    inside = {layer for t in net.modules() if isinstance(t, SpatialTransformer) for layer in t.localisation.modules()}
+    for name, layer in net.named_modules():
         if type(layer) in (nn.Linear, nn.Conv2d):
             fan_in = layer.weight[0].numel()  # He's deviation is (2 / fan_in)^0.5, PyTorch's (1 / 3 fan_in)^0.5
-            expected = (1 / (3 * fan_in)) ** 0.5 if layer in inside else (2 / fan_in) ** 0.5
+            kept = 1.0 if name in ("conv1", "conv2") else 1 - dropout  # of the units that the layer reads
+            expected = (1 / (3 * fan_in)) ** 0.5 if layer in inside else (2 * kept / fan_in) ** 0.5
             assert layer.weight.std().item() == pytest.approx(expected, rel=0.2)
 
 
