@@ -24,7 +24,7 @@ from stn.experiments.training.run import build_training
 from stn.transformer import Warp
 
 FRAMES = 45
-FIGURE_4 = (0, 60, 120, 180, 300)  # SGD steps of the figure's columns
+FIGURE_4 = (0, 60, 120, 180, 300)  # steps of the figure's columns
 COLOCALISATION = ("experiment=coloc_tc_one_sided", "data.digit=8", "seed=1")
 RTS = ("experiment=mnist_st_fcn_affine", "data/distortion=rts", "schedule=quick")
 

@@ -16,7 +16,7 @@ from stn.transformer import trace
 
 Crops = Float[Tensor, "b 1 28 28"]
 DIGITS = 1000  # that scale the encoder's layers
-TRAIN = "experiment=mnist_cnn data/distortion=r schedule=fast_sgd"  # the encoder that conf/objective names
+TRAIN = "experiment=mnist_cnn data/distortion=r schedule=fast"  # the encoder that conf/objective names
 REVISION = 1  # raise it when a change alters the loss or a metric
 
 
