@@ -18,6 +18,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from itertools import product
 from typing import IO, Any
 
@@ -64,6 +65,14 @@ class Cell:
         return " ".join(self.words)
 
 
+@cache
+def steps(experiment: str, *words: str) -> int:
+    """How many steps a run of an experiment with these overrides takes."""
+    resolvers.register()
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        return compose("config", [f"experiment={experiment}", *words]).schedule.steps
+
+
 def of_table(name: str, schedule: str | None, seed: int, words: list[str], pace: Any, shorter: list[str]) -> list[Cell]:
     """The cells of a table for one seed, the cheapest first; `shorter` are further overrides, for a trial run."""
     sweep = read_yaml(ROOT / "conf/table" / f"{name}.yaml")["hydra"]["sweeper"]["params"]
@@ -71,14 +80,10 @@ def of_table(name: str, schedule: str | None, seed: int, words: list[str], pace:
     given = {word.split("=")[0] for word in words}
     keys = [key for key in sweep if key not in given]
     chosen = product(*([f"{key}={value}" for value in sweep[key].split(",")] for key in keys))
-    resolvers.register()
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        of_row = {name: compose("config", [f"experiment={name}", *words]).schedule.steps
-                  for name in sweep["experiment"].split(",")}  # fmt: skip
     cells = []
     for row in chosen:
-        name = next(word for word in row if word.startswith("experiment=")).split("=")[1]
-        cells.append(Cell((*row, *words, f"seed={seed}", *shorter), of_row[name]))
+        experiment = next(word for word in row if word.startswith("experiment=")).split("=")[1]
+        cells.append(Cell((*row, *words, f"seed={seed}", *shorter), steps(experiment, *words)))
     return sorted(cells, key=lambda cell: pace(cell) * cell.steps)
 
 

@@ -1,5 +1,6 @@
 """What several test files share."""
 
+import os
 import re
 import sys
 from importlib import import_module
@@ -9,6 +10,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from jaxtyping import install_import_hook
+
+# One thread a process: of two workers with two threads each, one waits for the other longer than a network takes.
+os.environ["OMP_NUM_THREADS"] = "1"
+torch.set_num_threads(1)
+
+# Modules with shapes in their signatures are checked in every call; in the others the checks cost more than the tests.
+ROOT = Path(__file__).parent.parent
+SHAPED = [path.relative_to(ROOT) for path in ROOT.glob("stn/**/*.py") if "jaxtyping" in path.read_text()]
+install_import_hook([".".join(path.with_suffix("").parts) for path in SHAPED], "beartype.beartype")
 
 # what a machine without a network may lack (scripts/bundle.py): a file that imports one of them is left out there
 LACKING = [name for name in ("albumentations", "onnxscript", "scipy", "wandb", "yaml") if find_spec(name) is None]
@@ -37,15 +48,6 @@ def fonts():
     """Skips tests of rendered house numbers where their fonts are not there."""
     if sys.version_info < (3, 11):
         pytest.skip("one of the fonts needs Python 3.11")
-
-
-@pytest.fixture(scope="module")
-def one_thread():
-    """PyTorch with one thread: on a busy machine two wait for each other longer than a small network takes."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture

@@ -219,7 +219,7 @@ def clone(tmp_path_factory):
 
 def check(clone: Path, command: list[str], **more: str) -> None:
     """It ends well and changes no tracked file."""
-    env = clean_environment(PYTHONPATH=str(clone), WANDB_MODE="offline", OMP_NUM_THREADS="1", **more)
+    env = clean_environment(PYTHONPATH=str(clone), WANDB_MODE="offline", **more)
     done = subprocess.run(command, cwd=clone, env=env, capture_output=True, text=True)
     said = done.stdout[-3000:] + done.stderr[-3000:]
     assert done.returncode == 0, said

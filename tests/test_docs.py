@@ -21,7 +21,6 @@ from PIL import Image
 from stn.experiments.command import ROOT
 from stn.experiments.results import checks, prose, records, tables
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 PAGES = sorted((ROOT / "docs").glob("*.md"))
 OURS = {"3d", "cluster", "experiments", "gpu", "speed"}  # whose commands stand in blocks of their own
 KEPT = records.read_kept(ROOT / "results")
@@ -232,7 +231,7 @@ def test_the_page_on_additions_works_to_the_letter(tmp_path):
             file.write_text((file.read_text() if file.exists() else "") + text)
     done = subprocess.run(
         [sys.executable, "-c", ALL_IN_ONE_PROCESS], cwd=tmp_path, text=True, capture_output=True, timeout=550,
-        input="\n".join(commands(page, "python ")), env=os.environ | {"WANDB_MODE": "disabled", "OMP_NUM_THREADS": "1"},
+        input="\n".join(commands(page, "python ")), env=os.environ | {"WANDB_MODE": "disabled"},
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     runs = records.read_runs(tmp_path / "runs", smoke=True)

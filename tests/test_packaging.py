@@ -29,7 +29,7 @@ DISTRIBUTIONS = {
 }  # fmt: skip
 # what is used without an import: where, and by which words
 USED_OTHERWISE = {
-    "beartype": ("pyproject.toml", "--jaxtyping-packages=stn,beartype"),
+    "beartype": ("tests/conftest.py", "beartype.beartype"),
     "hydra-joblib-launcher": ("conf/config.yaml", "hydra"),  # chosen on the command line: hydra/launcher=joblib
     "hydra-ray-launcher": ("conf/hydra/launcher/ray_local.yaml", "ray"),
     "hydra-submitit-launcher": ("conf/hydra/launcher/slurm.yaml", "submitit"),

@@ -20,7 +20,6 @@ from stn.experiments.results import tables
 from stn.experiments.specialisation import carried, measure, residual_deg, rotation_deg, shown_pose
 from stn.localisation import convolutional, fully_connected
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 ROOT = Path(__file__).parents[2]
 FROZEN = "30a32cf10399317071655e3f487b44ecd7c8def57c569c79fa549e7938065836"
 FROZEN_RTS = "4b5c24327380e699261f2bf019ca24118c9956a00142447dc5e6f5329e21229f"  # Table 1's, of test_mnist.py

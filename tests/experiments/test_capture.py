@@ -17,7 +17,7 @@ from stn.experiments.training.checkpoint import Checkpoint
 from stn.experiments.training.engine import Training, block_seed
 from stn.experiments.training.job import schedule_of
 
-pytestmark = pytest.mark.usefixtures("one_thread", "random_digits")
+pytestmark = pytest.mark.usefixtures("random_digits")
 ROOT = Path(__file__).parents[2]
 ADAMW = {"_target_": "torch.optim.AdamW", "lr": 2e-3, "weight_decay": 0.01}
 MUON = {"_target_": "torch.optim.Muon", "lr": 1e-2, "others": ADAMW}

@@ -16,7 +16,6 @@ from stn.experiments.training.colocalisation import Encoder, TripletHinge, iou, 
 from stn.experiments.training.engine import Training
 from stn.experiments.training.schedule import Schedule
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 ROOT = Path(__file__).parents[2]
 ENCODER, LARGE, TPS = "mnist_cnn-r-fast-seed0", "mnist_cnn-rts-fast_sgd-seed0", "mnist_st_cnn_tps-e-fast-seed0"
 

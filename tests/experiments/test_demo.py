@@ -24,7 +24,6 @@ sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not 
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(BROWSER is None, reason="no browser: install chromium"),
-    pytest.mark.usefixtures("one_thread"),
 ]
 
 

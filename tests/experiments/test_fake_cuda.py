@@ -11,7 +11,7 @@ from stn.experiments import build
 from stn.experiments.datasets.distortions import copied_once
 from stn.experiments.training.classification import Classification
 
-pytestmark = pytest.mark.usefixtures("one_thread", "random_digits")
+pytestmark = pytest.mark.usefixtures("random_digits")
 CUDA = torch.device("cuda")
 FROM_HOST = {"svhn": (11, (8, 5)), "cub": (200, (8,))}  # classes and the shape of labels
 

@@ -14,7 +14,6 @@ from stn.experiments import draw
 from stn.experiments.command import ROOT
 from stn.experiments.figures import Untrained, digits, films, house_numbers, studies
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 NOWHERE = Path("no-such-folder")
 
 

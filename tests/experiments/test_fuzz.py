@@ -24,7 +24,7 @@ from stn.experiments.datasets import digitstruct, photos, svhn
 from stn.experiments.results import pages, records, tables
 from stn.experiments.training.job import plan
 
-pytestmark = pytest.mark.usefixtures("one_thread", "tracked_files")
+pytestmark = pytest.mark.usefixtures("tracked_files")
 SEEDS = [pytest.param(seed, marks=[pytest.mark.slow] if seed else []) for seed in range(30)]
 JUNK = [None, True, -1, 0, 1.5, 1e-9, 10**9, 10**17, 10**400, float("nan"), float("inf"), "", "x", "../../x", "a\nb",
         "\0", "???", "nan", [], [1], [[]], {}, {"name": 5}, {"_target_": "os.system"}]  # fmt: skip

@@ -14,7 +14,6 @@ from stn.experiments.command import ROOT
 from stn.experiments.datasets import handwriting
 from stn.experiments.datasets.mnist import load_digits
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 PHOTOGRAPHS = 60
 
 

@@ -51,7 +51,7 @@ def start(*words):
 
     return subprocess.Popen(
         [sys.executable, *map(str, words)], cwd=ROOT, start_new_session=True, text=True, preexec_fn=heed,
-        env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
 
 

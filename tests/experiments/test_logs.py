@@ -27,7 +27,6 @@ from stn.experiments.training.schedule import Schedule
 from stn.experiments.training.validation import Validation
 from stn.localisation import fully_connected
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 CPU = torch.device("cpu")
 STEPS, BLOCK = 12, 4
 SGD = {"_target_": "torch.optim.SGD", "lr": 0.1}

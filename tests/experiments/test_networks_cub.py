@@ -22,7 +22,6 @@ from stn.experiments.training.engine import Training
 from stn.experiments.training.logs import windows
 from stn.experiments.training.schedule import Schedule
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 LITE0 = "efficientnet_lite0"
 MEAN, STD, MAXIMA = 0.0691892, 0.396223, [0.0, 0.0, 0.1979, 0.0, 0.0, 0.0]
 

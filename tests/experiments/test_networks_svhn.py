@@ -19,8 +19,6 @@ from stn.experiments.training.logs import pictures
 from stn.experiments.training.schedule import Schedule
 from stn.transformer import trace
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 def network(transformers="none", size_px=64, width=0.1, **kwargs):
     torch.manual_seed(0)

@@ -8,7 +8,6 @@ import pytest
 
 from stn.experiments.command import ROOT
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 NOTEBOOK = ROOT / "docs/tutorial.ipynb"
 
 

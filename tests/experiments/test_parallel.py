@@ -23,7 +23,6 @@ from stn.experiments.training.engine import Training
 from stn.experiments.training.run import keep
 from stn.experiments.training.schedule import Schedule
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 ROOT = Path(__file__).parents[2]
 
 

@@ -89,7 +89,7 @@ def config(tmp_path):
     torch.use_deterministic_algorithms(False)
 
 
-@pytest.mark.usefixtures("one_thread", "random_digits")
+@pytest.mark.usefixtures("random_digits")
 def test_deterministic_is_honoured_and_is_no_part_of_the_identity(config, monkeypatch):
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
     assert job.plan(config("deterministic=true"), []).id == job.plan(config(), []).id
@@ -104,7 +104,7 @@ def test_deterministic_is_honoured_and_is_no_part_of_the_identity(config, monkey
     assert run.environment.os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
 
 
-@pytest.mark.usefixtures("one_thread", "random_digits")
+@pytest.mark.usefixtures("random_digits")
 def test_what_has_no_deterministic_way_is_refused_in_one_line(config):
     said = (
         "grid_sampler_3d_backward_cuda does not have a deterministic implementation, but you set "

@@ -13,7 +13,6 @@ from PIL import Image
 from stn.experiments import zoo
 from stn.experiments.command import ROOT
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 RTS = "mnist_st_cnn_tps-rts"
 
 

@@ -20,7 +20,6 @@ from safetensors.torch import load_file
 from stn.experiments import build
 
 pytest.importorskip("wandb", reason="its sweep logs to W&B, which is not installed")
-pytestmark = pytest.mark.usefixtures("one_thread")
 ROOT = Path(__file__).parents[2]
 QUICK = ["schedule=smoke", "logger=none", "progress=false", "threads=1", "device=cpu"]
 SMOKE = ["experiment=mnist_st_fcn_affine", *QUICK]

@@ -17,7 +17,7 @@ from stn.experiments.training.engine import Training, block_seed
 from stn.experiments.training.job import schedule_of
 from stn.experiments.training.step import step
 
-pytestmark = pytest.mark.usefixtures("one_thread", "random_digits")
+pytestmark = pytest.mark.usefixtures("random_digits")
 ROOT = Path(__file__).parents[2]
 EXPERIMENTS = sorted(file.stem for file in (ROOT / "conf/experiment").glob("*.yaml"))
 # photographs and house numbers come from files by way of the host: their steps cannot be captured

@@ -45,6 +45,13 @@ def test_every_error_in_the_prose_is_a_record_s():
     assert set(re.findall(r"\d+\.\d\d(?= %)", prose)) - set(re.findall(r"\d+\.\d\d", tables)) <= others
 
 
+def test_the_birds_windows_follow_the_head_in_both_axes_in_every_seed_after_2000_steps():
+    birds = [r for r in KEPT if studies.where(r) == "synthetic_birds" and r["steps"] == 2000]
+    assert [record["seed"] for record in birds] == [0, 1, 2]
+    lowest = min(v for record in birds for k, v in record["metrics"].items() if "_head_correlation_" in k)
+    assert f"with correlations of at least {lowest:.2f}" in " ".join(PAGE.split())
+
+
 @pytest.mark.parametrize(("std", "control"), [(3.54, "cells"), (2.5, "corners"), (3.54, "corners")])
 def test_the_ratios_of_p_over_e_are_those_of_the_records(std, control):
     found = []

@@ -30,7 +30,7 @@ def needs(module):
 
 def start(*overrides, **env):
     return subprocess.Popen(
-        [sys.executable, "run.py", *map(str, overrides)], cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"} | env,
+        [sys.executable, "run.py", *map(str, overrides)], cwd=ROOT, env=os.environ | env,
         text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
 

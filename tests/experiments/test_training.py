@@ -42,7 +42,6 @@ from stn.experiments.training.progress import Progress
 from stn.experiments.training.schedule import Schedule, parameters
 from stn.localisation import Regression, fully_connected
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 CPU = torch.device("cpu")
 SEED = 3
 SGD = {"_target_": "torch.optim.SGD", "lr": 0.1, "momentum": 0.9, "weight_decay": 0.01}

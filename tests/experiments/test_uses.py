@@ -25,7 +25,6 @@ from stn.experiments.results import pages, records, tables
 from stn.experiments.training.job import schedule_of
 from stn.localisation import Regression, fully_connected
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs/uses.md").read_text()
 CODE = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)

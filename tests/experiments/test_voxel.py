@@ -22,7 +22,6 @@ from stn.experiments.training.engine import Batches, Training
 from stn.experiments.training.schedule import Schedule
 from stn.transformer import trace
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 SIDE = 60
 SHAPE = (1, SIDE, SIDE, SIDE)
 

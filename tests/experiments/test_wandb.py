@@ -30,7 +30,6 @@ def start(home, server, *overrides):
         (home / "data").symlink_to(ROOT / "data")
     env = {key: value for key, value in os.environ.items() if not key.startswith("WANDB")} | {
         "HOME": str(home), "WANDB_BASE_URL": server, "WANDB_API_KEY": KEY, "SECRET": "s3cret-s3cret",
-        "OMP_NUM_THREADS": "1",
     }  # fmt: skip
     return subprocess.Popen(
         [sys.executable, "run.py", *RUN, f"runs_dir={home}/runs", f"data.root={home}/data", *overrides],

@@ -12,7 +12,6 @@ from stn.experiments import build, zoo
 from stn.experiments.command import ROOT
 from stn.experiments.results import records
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 RTS = {"name": "rts", "max_angle_deg": 45.0, "scale": [0.7, 1.2], "canvas_px": 42}
 MODEL = {
     "name": "mnist", "classifier": "fcn", "localisation": "fully_connected", "transform": "affine", "transformers": 1,

@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import subprocess
 import sys
 import time
@@ -18,8 +17,6 @@ from stn.experiments.training.checkpoint import Checkpoint
 
 sys.path.insert(0, str(ROOT / "scripts"))
 import bench_cuda
-
-pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture
@@ -87,17 +84,16 @@ def words(device, folder):
 def test_a_killed_process_goes_on_to_the_bits_of_a_whole_one(device, tmp_path):
     if not (ROOT / "data/mnist").is_dir():
         pytest.skip("MNIST is not there: make data")
-    environment_ = os.environ | {"OMP_NUM_THREADS": "1"}
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    subprocess.run(words(device, whole), cwd=ROOT, env=environment_, check=True, capture_output=True)
-    process = subprocess.Popen(words(device, killed), cwd=ROOT, env=environment_, stderr=subprocess.DEVNULL)
+    subprocess.run(words(device, whole), cwd=ROOT, check=True, capture_output=True)
+    process = subprocess.Popen(words(device, killed), cwd=ROOT, stderr=subprocess.DEVNULL)
     end = time.monotonic() + 550
     while not list(killed.glob("*/checkpoint.ckpt")) and time.monotonic() < end:
         time.sleep(0.02)
     process.kill()
     process.wait()
     assert not list(killed.glob("*/result.json")), "it was over before it was killed"
-    subprocess.run(words(device, killed), cwd=ROOT, env=environment_, check=True, capture_output=True)
+    subprocess.run(words(device, killed), cwd=ROOT, check=True, capture_output=True)
     first, second = (json.loads(next(folder.glob("*/result.json")).read_text()) for folder in (whole, killed))
     assert first["curve"] == second["curve"]
     assert first["metrics"] == second["metrics"]

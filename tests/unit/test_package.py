@@ -8,8 +8,11 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+import torch
+from jaxtyping import TypeCheckError
 
 import stn
+from stn.matrices import homogeneous
 
 LIBRARY = Path(stn.__file__).parent
 
@@ -50,6 +53,11 @@ spline = stn.ThinPlateSpline()
 spline(torch.tensor([spline.identity]), torch.rand(5, 2))
 assert 'torch._dynamo' not in sys.modules"""
     assert subprocess.run([sys.executable, "-c", code], cwd=LIBRARY.parent).returncode == 0
+
+
+def test_signatures_are_checked_while_the_tests_run():
+    with pytest.raises(TypeCheckError):
+        homogeneous(torch.ones(3))  # it takes (n, d)
 
 
 @pytest.mark.parametrize("file", sorted(Path(__file__).parent.glob("*.py")), ids=lambda path: path.stem)

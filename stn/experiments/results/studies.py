@@ -86,16 +86,16 @@ STUDIES = {
 
 
 def results(study: str, records: Iterable[Record]) -> dict[Row, dict[Any, Record]]:
-    """The finished runs of a study by row and value."""
+    """The finished run of each row and value of a study, the one with the lowest seed."""
     what, rows = STUDIES[study], dict[Row, dict[Any, Record]]()
-    for record in records:
+    for record in sorted(records, key=lambda record: record["seed"]):
         if where(record) not in what.distortions or what.value_of(record) not in what.values:
             continue
         width = record["config"]["model"].get("width")
         if study == "width" or isinstance(width, float):  # a float is a part of the paper's widths
             width = None
         row = (record["experiment"], where(record), width, record["steps"], record["config"]["schedule"]["batch_size"])
-        rows.setdefault(row, {})[what.value_of(record)] = record
+        rows.setdefault(row, {}).setdefault(what.value_of(record), record)
 
     def order(row: Row) -> tuple[int, ...]:
         return what.distortions.index(row[1]), ORDER.index(row[0]), row[3] * row[4], row[2] or 0
