@@ -181,7 +181,7 @@ def test_a_photograph_is_cleaned_and_named_as_in_python(page, tmp_path):
 def test_what_is_no_digit_is_said_in_a_line(page, tmp_path):
     (tmp_path / "text.png").write_text("no image")
     page.set_input_files("#photo input", tmp_path / "text.png")
-    page.wait_for_function("document.querySelector('#photo output').textContent.includes('can be read')")
+    page.wait_for_function("document.querySelector('#photo output').textContent.includes('Not a readable image')")
     Image.new("L", (60, 60), 200).save(tmp_path / "blank.png")
     page.set_input_files("#photo input", tmp_path / "blank.png")
     page.wait_for_function("document.querySelector('#photo output').textContent.includes('No ink')")
