@@ -36,6 +36,7 @@ $(SETUP): pyproject.toml constraints.txt
 
 setup: $(SETUP) ## the virtual environment .venv; EXTRAS=ray (or submitit, birds) adds that extra
 	@test -z "$$EXTRAS" || $(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[$$EXTRAS]"
+	@echo 'The packages are in .venv.'
 
 data: $(SETUP) ## fetch and check MNIST (55 MB) into data/mnist
 	@$(PY) scripts/prepare.py
