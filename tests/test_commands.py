@@ -133,7 +133,7 @@ def test_make_help_lists_every_target_and_variable():
         ("status", ["scripts/status.py", "`table`", "--schedule", "it's; $HOME \"", "--seeds", "0, 1"]),
         ("bench", ["scripts/prepare.py", "scripts/bench.py", "x=*", "y='b", "c'", "'"]),
         ("setup", ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-c", "constraints.txt", "-e",
-                   ".[ray, svhn]"]),
+                   ".[ray, svhn]", "The packages are in .venv."]),
     ],
 )  # fmt: skip
 def test_no_value_of_a_variable_breaks_a_recipe(target, expected, tmp_path):
