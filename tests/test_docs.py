@@ -153,7 +153,7 @@ def test_the_wider_field_of_table_2_costs_the_cnn_most():
 def test_learnt_windows_of_table_3_follow_the_head_and_win_by_it():
     rows = [f"cub_2st_448{end}" for end in ("_fixed", "_random", "", "_parts")]
     fixed, random, learnt, parts = (error("table3", row, "synthetic_birds", "cub_small") for row in rows)
-    assert max(fixed, random) < 2 / 3 * learnt
+    assert max(fixed, random) < 0.7 * learnt
     assert learnt < parts
     least = [
         min(value for name, value in record["metrics"].items() if "head_correlation" in name)

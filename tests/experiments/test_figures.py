@@ -79,7 +79,7 @@ def test_each_error_of_a_study_has_a_mark_of_its_own(monkeypatch):
     first, second = (
         {"config": {"data": {"name": "mnist", "distortion": {"name": "e", "control": control}}, "model": {},
                     "schedule": {"batch_size": 10}},
-         "experiment": "mnist_fcn", "steps": 100, "metrics": {"test/error": 3.0}}
+         "experiment": "mnist_fcn", "seed": 0, "steps": 100, "metrics": {"test/error": 3.0}}
         for control in ("corners", "cells")
     )  # fmt: skip
     monkeypatch.setattr(studies.records, "read_kept", lambda folder: [first, second])
