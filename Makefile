@@ -117,7 +117,7 @@ test-gpu: data ## the tests that need a GPU; without one, each is skipped with i
 test-unit: $(SETUP) ## the tests of the library alone, in seconds and without data
 	@$(PY) -m pytest tests/unit
 
-test: data ## all tests except the slow ones (four to six minutes on two cores)
+test: data ## all tests except the slow ones (four to five minutes on two cores)
 	@$(PY) -m pytest -n 2 --dist loadfile
 
 test-slow: data ## every launcher for real, every make target, every documented command (half an hour)

@@ -77,8 +77,6 @@ def test_the_clutter_of_colocalisation_is_that_of_tc():
 
 
 @pytest.mark.usefixtures("fonts")
-# on Python 3.12 HDF5 fails once more, out of our reach, when its objects are freed
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize(
     ("write", "named"),
     [
