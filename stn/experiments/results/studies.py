@@ -86,7 +86,7 @@ STUDIES = {
 
 
 def results(study: str, records: Iterable[Record]) -> dict[Row, dict[Any, Record]]:
-    """The finished run of each row and value of a study, the one with the lowest seed."""
+    """For each row and value of a study its finished run, the one with the lowest seed if there are several."""
     what, rows = STUDIES[study], dict[Row, dict[Any, Record]]()
     for record in sorted(records, key=lambda record: record["seed"]):
         if where(record) not in what.distortions or what.value_of(record) not in what.values:
