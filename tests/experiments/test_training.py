@@ -35,7 +35,7 @@ from stn.experiments.training import checkpoint, run
 from stn.experiments.training.checkpoint import BOUND, Checkpoint, InPlace
 from stn.experiments.training.classification import Classification, cross_entropy, error
 from stn.experiments.training.engine import Diverged, Training, block_seed
-from stn.experiments.training.environment import pick_precision
+from stn.experiments.training.environment import fast_bf16, pick_precision
 from stn.experiments.training.health import Health
 from stn.experiments.training.job import Job, finished
 from stn.experiments.training.progress import Progress
@@ -369,6 +369,19 @@ def test_convolutions_are_in_bf16_where_it_is_fast(monkeypatch):
         monkeypatch.setattr("stn.experiments.training.environment.fast_bf16", lambda device, fast=fast: fast)
         assert pick_precision("auto", network, CPU) == expected
         assert pick_precision("fp32", network, CPU) == "fp32"
+
+
+@pytest.mark.parametrize(
+    ("vendor_id", "flags", "fast"),
+    [
+        ("AuthenticAMD", "avx2 avx512_bf16", True), ("AuthenticAMD", "avx2", False), ("", "", False),
+        ("GenuineIntel", "avx2 avx512_bf16 amx_bf16", True), ("GenuineIntel", "avx2 avx512_bf16", False),
+    ],
+)  # fmt: skip
+def test_bf16_is_fast_with_amx_and_with_the_avx512_of_amd_but_not_of_intel(monkeypatch, vendor_id, flags, fast):
+    cpu = {"vendor_id": vendor_id, "flags": flags}
+    monkeypatch.setattr("stn.experiments.training.environment._cpuinfo", cpu.__getitem__)
+    assert fast_bf16(CPU) == fast
 
 
 # --- averaged weights, compilation
