@@ -40,14 +40,13 @@ def describe(records: list[Record], table: Table, schedule: str, budget: int | N
     seeds = sorted({r["seed"] for r in finished})
     hours = sum(map(core_seconds, finished)) / 3600
     seed, run = "Seed" + "s" * (len(seeds) > 1), "run" + "s" * (len(finished) > 1)
-    devices = sorted(
-        {f"{escaped(r['device'])}, {r['threads']} thread{'s' if r['threads'] > 1 else ''}" for r in finished}
-    )
+    devices = " or ".join(sorted({escaped(r["device"]) for r in finished}))
+    threads = sorted({r["threads"] for r in finished})
     precision = " or ".join(sorted({r["precision"] for r in finished}))
     return (
         f"{synthetic}Schedule `{schedule}`: {_steps(table, finished)}.  {_size(finished, budget)}.  "
         f"{seed} {', '.join(map(str, seeds))}.  {len(finished)} {run} took {hours:.1f} core-hours of training in all, "
-        f"on {'; '.join(devices)}, in {precision}."
+        f"on {devices}, {' or '.join(map(str, threads))} thread{'s' * (threads[-1] > 1)}, in {precision}."
     )
 
 
