@@ -39,6 +39,7 @@ FACTS: dict[str, Callable[[Found], str]] = {
     "steps": _of_records("steps", ",d"),
     "params": _of_records("params", ",d"),
     "hours": lambda found: f"{sum(fmean(map(core_seconds, runs)) for _, runs in found) / 3600:.1f}",  # of one seed
+    "seconds": lambda found: span([core_seconds(r) for _, runs in found for r in runs], ".0f"),
     "minutes": lambda found: span([math.ceil(core_seconds(r) / 60) for _, runs in found for r in runs], "d"),
     "device": lambda found: " or ".join(sorted({escaped(r["device"]) for _, runs in found for r in runs})),
 }

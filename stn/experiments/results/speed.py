@@ -9,8 +9,9 @@ HEAD = """# What an error costs
 Made from the records. Each cell is one run: the minutes of one core that its training took, and its test error at the
 end. Read along a row, from the cheapest schedule to the dearest, to see what a lower error costs.
 
-The minutes are CPU time (`core_seconds`) where the record has it, otherwise seconds times threads. The runs shared two
-cores, which made each a little slower. At which step a run first reached the paper's error is not recorded."""
+The minutes are CPU time (`core_seconds`) where the record has it, which is so under `quick` and `fast`: compare these.
+Older records have none. Their minutes are seconds times threads on a machine that did other work beside, up to several
+times too long. At which step a run first reached the paper's error is not recorded."""
 
 
 def page(tables: list[Table], records: list[Record]) -> str:

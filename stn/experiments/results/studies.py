@@ -47,7 +47,17 @@ def _merged(record: Record) -> tuple[str, bool]:
 
 def _width(record: Record) -> int | str | None:
     width: int | None = record["config"]["model"].get("width")
+    if record["schedule"] in ("quick", "fast"):
+        return "of the study of the recipe"
     return width if _merged(record) == ("maximum", True) else "of the study of TC"
+
+
+def _recipe(record: Record) -> tuple[str, float, bool] | None:
+    if record["schedule"] not in ("quick", "fast"):
+        return None
+    optimizer = record["config"]["optimizer"]
+    bounded = record["config"]["schedule"]["bound"] is not None
+    return optimizer["_target_"].rpartition(".")[2], optimizer["lr"], bounded
 
 
 STUDIES = {
@@ -75,6 +85,14 @@ STUDIES = {
         {("maximum", True): "maximum", ("sum", True): "sum", ("overwrite", True): "overwrite",
          ("maximum", False): "maximum, no blank crops", ("sum", False): "sum, no blank crops"},
         ("tc",),
+    ),
+    "recipe": Study(
+        "optimizer",
+        _recipe,
+        {("AdamW", 1e-3, False): "AdamW 1e-3", ("AdamW", 2e-3, False): "AdamW 2e-3",
+         ("AdamW", 4e-3, False): "AdamW 4e-3", ("Muon", 0.02, False): "Muon 0.02", ("SGD", 0.05, False): "SGD 0.05",
+         ("SGD", 0.05, True): "SGD 0.05, bound", ("SGD", 0.2, True): "SGD 0.2, bound"},
+        ("r", "rts"),
     ),
     "localisation": Study(
         "schedule.localisation_lr",
