@@ -20,11 +20,13 @@ ROOT = Path(__file__).parents[2]
 COLOCALISATION = {
     "name": "colocalisation", "images": 100, "random_crops": 16, "shift_std_px": 2.0, "box": "square", "seed": 0,
 }  # fmt: skip
-RECORDED = {  # sha256 of the training and of the test half; of MNIST and addition in their own tests
+# sha256 of the training and of the test half; of MNIST and addition in their own tests.  The poses of 3D are hashed in
+# float32; records up to November 2026 hashed them in float64, whose last bit depends on the processor.
+RECORDED = {
     "voxel": (
         {"name": "voxel", "size_px": 60, "max_angle_deg": 45.0, "thickness_px": 28.0},
         "741c988805d008ac6e4c904b69001ba184c24b2c540a4ef403f4c71b676cf757",
-        "9afb98f21240f9e33ebafc63451ab2cd0203f825bf3a61d2f14a94844131236f",
+        "eee01875c14bffa6612aae9c295c8578b8dfe3848fe8360d8c2a98dc24f9e227",
     ),
     "T": (
         COLOCALISATION | {"digit": 0, "patches": 0},

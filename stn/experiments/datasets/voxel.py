@@ -202,5 +202,9 @@ class VoxelMnist:
             yield self.test_images(index), self.test_labels[index]
 
     def checksums(self) -> dict[str, str]:
-        """sha256 of the training digits, and of the test digits with their poses."""
-        return {"train": checksum(self.digits), "test": checksum(self.test_digits, *self.test_params.values())}
+        """sha256 of the training digits, and of the test digits with their poses as `test_images` reads them.
+
+        In float32: the last bit in float64 depends on the processor.
+        """
+        poses = (value.float() for value in self.test_params.values())
+        return {"train": checksum(self.digits), "test": checksum(self.test_digits, *poses)}
