@@ -9,7 +9,7 @@ from pathlib import Path as _Path
 
 from torch import nn as _nn
 
-dependencies = ["jaxtyping", "safetensors", "torch"]
+dependencies = ["jaxtyping", "omegaconf", "pytorch_lightning", "safetensors", "torch", "torchvision"]
 
 
 def _entry(name: str):

@@ -79,6 +79,8 @@ class Constants:
         version = 0 if of is None else of._version
         with ThreadPoolExecutor(1) as thread:
             tensor = thread.submit(lambda: make(*given).to(device)).result()
+        if tensor.nbytes > self.limit_bytes:  # it would drop all others and not stay itself
+            return tensor
         source = None if of is None else (weakref.ref(of, lambda _: self._drop(key)), version)
         with self._lock:
             self._drop(key)

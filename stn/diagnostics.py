@@ -70,6 +70,6 @@ def collapsed(warp: Warp) -> bool:
     >>> [collapsed(warp) for warp in trace(st, torch.rand(2, 1, 8, 8))]
     [False]
     """
-    det = determinant(warp.source, tuple(warp.v.shape[2:])).mean().abs()
+    det = determinant(warp.source, tuple(warp.v.shape[2:])).abs().mean()  # mirrored windows must not cancel
     flat = warp.v.dim() == 4 and bool(det < MIN_DETERMINANT)
     return flat or bool(out_of_image(warp.source).mean() > MAX_OUT_OF_IMAGE)

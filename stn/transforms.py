@@ -5,6 +5,7 @@ Each raises ValueError on a theta or a target of another shape.
 """
 
 from collections.abc import Mapping
+from fractions import Fraction
 
 import torch
 import torch.nn.functional as F
@@ -329,10 +330,11 @@ def aligned_corners_factors(
         return tuple(row * column for row in rows for column in columns)
     if isinstance(transform, Projective):
         return (*(row * column for row in rows for column in columns), *columns[:2])
-    scales = {row * column for row, column in zip(rows, columns, strict=False)}
+    sides = zip(reversed(in_size), reversed(out_size), strict=True)
+    scales = {Fraction((n - 1) * m, n * (m - 1)) for n, m in sides}  # exact: whether two are equal decides
     if isinstance(transform, Attention) and len(scales) == 1:
-        return (*scales, *rows)
-    if isinstance(transform, Translation) and scales == {1.0}:
+        return (float(*scales), *rows)
+    if isinstance(transform, Translation) and scales == {1}:
         return tuple(rows)
     raise ValueError(
         f"{type(transform).__name__} from {in_size} to {out_size} px has no theta that samples the points of "

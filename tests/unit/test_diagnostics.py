@@ -103,6 +103,12 @@ def test_a_window_that_shows_nothing_has_collapsed(matrix, expected):
     assert collapsed(warp(matrix)) is expected
 
 
+def test_a_mirrored_window_beside_an_upright_one_is_no_collapse():
+    upright, mirrored = warp(IDENTITY), warp(((-1.0, 0.0, 0.0), (0.0, 1.0, 0.0)))
+    pairs = (torch.cat([getattr(upright, key), getattr(mirrored, key)]) for key in ("u", "theta", "source", "v"))
+    assert not collapsed(Warp("st", *pairs, upright.identity))
+
+
 def test_one_plane_of_a_volume_is_no_collapse_outside_of_it_is():
     plane, outside = torch.eye(3, 4), torch.eye(3, 4)
     plane[2, 2], outside[0, 3] = 0.0, 9.0

@@ -108,6 +108,12 @@ def test_aligned_corners_convert_a_window_of_the_same_shape_alone():
             aligned_corners_factors(transform, *sizes)
 
 
+def test_equal_sides_of_any_length_convert():
+    for n in range(2, 300):  # (n - 1) / n * (n / (n - 1)) is not 1 in floating point for many of them
+        assert aligned_corners_factors(Translation(), (n, n), (n, n)) == ((n - 1) / n, (n - 1) / n)
+        assert aligned_corners_factors(Attention(), (n, 5), (n, 5))[0] == 1
+
+
 def test_a_state_of_another_start_is_refused_and_rounding_is_not():
     layer = Regression(7, Attention(), (0.5, 1 / 3, 0.0))
     with pytest.raises(RuntimeError, match=r"identity is \(1\.0, 0\.0, 0\.0\) in the state, but \(0\.5, "):
