@@ -3,7 +3,7 @@
 Where that is meant, raise the REVISION of the module that changed, so that no older run counts as the same; pin anew:
     python tests/experiments/test_pinned.py
 On the machine and PyTorch that they were pinned with the losses are the same to the last bit; elsewhere sums run in
-another order, and TOLERANCE is what that may change in three steps, most where a batch norm sees four images.
+another order, and TOLERANCE is what that may change in three steps, or OF_BIRDS behind a batch norm over four images.
 """
 
 import json
@@ -26,7 +26,7 @@ from stn.experiments.training.job import plan
 
 ROOT = Path(__file__).parents[2]
 PINNED = Path(__file__).with_name("pinned_losses.json")
-TOLERANCE = 1e-2  # relative
+TOLERANCE, OF_BIRDS = 1e-3, 1e-2  # relative
 STEPS = 3
 EXPERIMENTS = sorted(file.stem for file in (ROOT / "conf/experiment").glob("*.yaml"))
 SMALL = {  # what makes three steps cheap, by the first word of an experiment
@@ -107,7 +107,8 @@ def test_the_first_losses_are_the_pinned_ones(experiment, data, tmp_path):
     assert entry["revisions"] == revisions, "the revisions were raised: pin anew"
     found = losses(experiment, data, tmp_path)
     exact = pinned["machine"] == machine()
-    assert found == (entry["losses"] if exact else pytest.approx(entry["losses"], rel=TOLERANCE)), (
+    tolerance = OF_BIRDS if experiment.startswith("cub") else TOLERANCE
+    assert found == (entry["losses"] if exact else pytest.approx(entry["losses"], rel=tolerance)), (
         f"{experiment} computes something else: raise the REVISION of what changed among {revisions}, then pin anew"
     )
 

@@ -47,13 +47,13 @@ def _merged(record: Record) -> tuple[str, bool]:
 
 def _width(record: Record) -> int | str | None:
     width: int | None = record["config"]["model"].get("width")
-    if record["schedule"] in ("quick", "fast"):
+    if record["schedule"] != "study":
         return "of the study of the recipe"
     return width if _merged(record) == ("maximum", True) else "of the study of TC"
 
 
 def _recipe(record: Record) -> tuple[str, float, bool] | None:
-    if record["schedule"] not in ("quick", "fast"):
+    if record["schedule"] == "study":  # its one recipe, on other data
         return None
     optimizer = record["config"]["optimizer"]
     bounded = record["config"]["schedule"]["bound"] is not None
