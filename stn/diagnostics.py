@@ -15,6 +15,7 @@ def determinant(source: Float[Tensor, "b n d"], size: tuple[int, ...]) -> Float[
 
     Computed from differences between neighbouring points, so it holds for any transform.  1 keeps areas or volumes,
     0.25 zooms in by 2 (0.125 in 3D), a negative value mirrors.  nan where the grid has a single point along some axis.
+    Where the horizon of a `Projective` crosses the window, steps across it count too, so the mean says little there.
 
     >>> determinant(0.5 * regular_grid((4, 4))[None], (4, 4))
     tensor([0.2500])

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from stn.constants import constant
 from stn.matrices import homogeneous, linear_map
-from stn.protocol import check_shapes, check_size, refuse_other
+from stn.protocol import check_shapes, check_size, is_whole, refuse_other
 from stn.sampler import grid_key, regular_grid
 
 
@@ -18,6 +18,8 @@ class LinearForm(nn.Module):
     theta is M_theta (2, K) row by row, K = 3 + `extra`.  The first three rows of B start as the homogeneous regular
     grid of an output of `size` (H', W'), so the map starts affine.  The `extra` rows start as N(0, 0.1), with weight 0
     in the identity.  B belongs to the points of one output grid.  Raises ValueError if `target` is another grid.
+
+    Weight decay pulls B, and so the window, towards the centre of the image: give `basis` a parameter group without it.
 
     >>> form = LinearForm((4, 6), extra=1)
     >>> form(torch.tensor([form.identity]), regular_grid((4, 6))).shape
@@ -29,16 +31,20 @@ class LinearForm(nn.Module):
     def __init__(self, size: tuple[int, int], extra: int = 0):
         super().__init__()
         check_size("a size", size, 2, "LinearForm")
-        if not isinstance(extra, int) or extra < 0:
+        if not is_whole(extra) or extra < 0:
             raise ValueError(f"LinearForm needs a whole number of extra rows, 0 or more, got {extra}")
-        self.size = tuple(size)
-        k = 3 + extra
+        self.size = tuple(map(int, size))
+        self.extra = int(extra)
+        k = 3 + self.extra
         self.basis = nn.Parameter(torch.empty(k, math.prod(self.size)))
         self.reset_parameters()
         self.num_params = 2 * k
         self.identity = tuple(float(i == j) for i in range(2) for j in range(k))
         note = "stn.complete_state completes an older state of the same size"
         refuse_other(self, "fixed", tuple(map(float, self.size)), note)
+
+    def extra_repr(self) -> str:
+        return f"size={self.size}, extra={self.extra}"
 
     def reset_parameters(self) -> None:
         """Set B to its start."""
@@ -54,7 +60,8 @@ class LinearForm(nn.Module):
                 f"got target {tuple(target.shape)}"
             )
         self._check_grid(target)
-        return linear_map(theta.view(-1, 2, len(self.basis)), self.basis.to(theta.dtype))
+        basis = self.basis.to(torch.promote_types(self.basis.dtype, target.dtype))
+        return linear_map(theta.view(-1, 2, len(self.basis)), basis)
 
     def check_size(self, size: tuple[int, ...]) -> None:
         """Raise ValueError on another output size."""

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from stn.protocol import Transform, check_transform, refuse_other
+from stn.sampler import without_autocast
 from stn.transforms import aligned_corners_factors
 
 
@@ -17,9 +18,10 @@ class Regression(nn.Linear):
     """The final regression layer: theta = identity + W x + b, with W and b zero at the start.
 
     This is A.4's "zero weights, bias = identity", except that the identity is kept apart from b, so that weight decay
-    does not pull theta towards the zero matrix.  `start` replaces the transform's identity where a network should
-    begin elsewhere.  Computed in float32 under autocast, since half precision moves the grid by up to a pixel.  Raises
-    ValueError on a `start` of the wrong length.
+    does not pull theta towards the zero matrix.  An initialisation of all layers after construction, such as
+    network.apply(init), replaces the zeros: call `reset_parameters` after it.  `start` replaces the transform's
+    identity where a network should begin elsewhere.  Computed in float32 under autocast, since half precision moves the
+    grid by up to a pixel.  Raises ValueError on a `start` of the wrong length.
 
     The identity is part of the state dict, and a state with another identity, or without one, does not load.  The bias
     of a plain `nn.Linear` already holds the identity, which would count twice: `from_linear` converts it.
@@ -74,6 +76,8 @@ class Regression(nn.Linear):
         >>> torch.allclose(Regression.from_linear(linear, Affine())(x), linear(x), atol=1e-6)
         True
         """
+        if not isinstance(linear, nn.Linear):
+            raise ValueError(f"from_linear takes an nn.Linear, the last layer alone, got {type(linear).__name__}")
         if linear.out_features != transform.num_params:
             raise ValueError(
                 f"{type(transform).__name__} has {transform.num_params} parameters, "
@@ -93,7 +97,7 @@ class Regression(nn.Linear):
 
 @torch.fx.wrap  # one call in the graph of torch.fx, which would lose the autocast context otherwise
 def _linear(x: Tensor, weight: Tensor, bias: Tensor, identity: Tensor) -> Tensor:
-    with torch.autocast(x.device.type, enabled=False):
+    with without_autocast(x.device.type):
         return identity + F.linear(x.to(weight.dtype), weight, bias)
 
 
@@ -107,7 +111,12 @@ def complete_state(network: nn.Module, state: Mapping[str, Tensor]) -> dict[str,
     <All keys matched successfully>
     """
     mine = network.state_dict()
-    return {**{key: mine[key] for key in mine if key.rpartition(".")[2] in ("identity", "fixed")}, **state}
+    constants = [
+        f"{name}.{module._in_state}".lstrip(".")
+        for name, module in network.named_modules()
+        if hasattr(module, "_in_state")
+    ]
+    return {**{key: mine[key] for key in constants}, **state}
 
 
 def num_features(features: nn.Module, in_shape: tuple[int, ...]) -> int:
@@ -146,11 +155,14 @@ def convolutional(in_shape: tuple[int, ...], transform: Transform, channels: int
     """The localisation network of an ST-CNN (A.4): input / 2 - conv 5x5/20 - max 2 - conv 5x5/20 - FC 20 - theta.
 
     The input is summed over 2 x 2 pixels.  Most of a digit's image is empty, and with the mean, four times as small,
-    the network learns more slowly.  ReLU comes after the pool: the same function on a quarter of the map.
+    the network learns more slowly.  ReLU comes after the pool: the same function on a quarter of the map.  Raises
+    ValueError on inputs below 26 x 26 px, of which these layers leave nothing.
 
     >>> convolutional((1, 28, 28), Affine())(torch.rand(2, 1, 28, 28)).shape
     torch.Size([2, 6])
     """
+    if len(in_shape) != 3 or min(in_shape[1:]) < 26:
+        raise ValueError(f"convolutional takes an in_shape (C, H, W) of at least 26 x 26 px, got {tuple(in_shape)}")
     features = nn.Sequential(
         SumPool2d(2),
         nn.Conv2d(in_shape[0], channels, 5),

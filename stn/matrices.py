@@ -1,21 +1,32 @@
 """The matrices of Sect. 3.2: source = M_theta B, the plane projective map, products and inverses of small matrices."""
 
 import math
+from collections.abc import Callable, Hashable
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from stn.constants import Constants, made_of
-from stn.sampler import without_autocast
+from stn.constants import Constants
+from stn.sampler import grid_key, make_grid, without_autocast
 
 BASES = Constants(256 * 2**20)  # as much as one spline with 8 x 8 control points at 1024 px
 
 
+def of_grid(name: Hashable, target: Tensor, make: Callable[[tuple[int, ...], torch.dtype], Tensor]) -> Tensor | None:
+    """make(size, dtype), cached under this name, if `target` is the `regular_grid` of them; else None.
+
+    Any other points may be changed unseen (through numpy or `Tensor.data`), so nothing computed from them is kept.
+    """
+    key = grid_key(target)
+    return None if key is None else BASES.get((name, *key), lambda: make(*key[:2]), key[2])
+
+
 def homogeneous(target: Float[Tensor, "n d"]) -> Float[Tensor, "d+1 n"]:
-    """The target points as columns (x_t, y_t, 1): the B of an affine M_theta B.  Cached."""
-    return made_of(BASES, "homogeneous", target, _with_ones)
+    """The target points as columns (x_t, y_t, 1): the B of an affine M_theta B.  Cached for a `regular_grid`."""
+    cached = of_grid("homogeneous", target, lambda size, dtype: _with_ones(make_grid(size, dtype, torch.device("cpu"))))
+    return _with_ones(target) if cached is None else cached
 
 
 def _with_ones(target: Float[Tensor, "n d"]) -> Float[Tensor, "d+1 n"]:
@@ -33,8 +44,9 @@ def _product(m_theta: Float[Tensor, "b d k"], basis: Float[Tensor, "k n"]) -> Fl
     In float32 under autocast too: half precision would move the points by up to a pixel.
     """
     b, d, k = m_theta.shape
+    dtype = torch.promote_types(m_theta.dtype, basis.dtype)
     with without_autocast(m_theta.device.type):
-        return (m_theta.reshape(b * d, k) @ basis).view(b, d, basis.shape[1])
+        return (m_theta.reshape(b * d, k).to(dtype) @ basis.to(dtype)).view(b, d, basis.shape[1])
 
 
 def perspective(h_theta: Float[Tensor, "b 3 3"], target: Float[Tensor, "n 2"], min_z: float) -> Float[Tensor, "b n 2"]:

@@ -6,6 +6,7 @@ scale 0.5 covers half of each side at every resolution.
 """
 
 import math
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from operator import index
 from typing import Any
@@ -29,22 +30,25 @@ def regular_grid(
     """The regular grid G = {G_i} of pixel centres of an image of `size` (H, W) or (D, H, W), row by row.
 
     Computed in float64, so that it is the same on every device.  Cached (up to 64 MiB of grids): do not write to it.
+    Raises ValueError on a side below 1 and on a dtype without fractions.
 
     >>> regular_grid((1, 2))
     tensor([[-0.5000,  0.0000],
             [ 0.5000,  0.0000]])
     """
+    if not isinstance(size, Sequence) or not dtype.is_floating_point:
+        raise ValueError(f"a regular grid needs a size such as (H, W) and a floating dtype, got {size} and {dtype}")
     where = real(device)
     if where is None:
-        return _grid(size, dtype, torch.device(device))
-    found = GRIDS.find((tuple(size), dtype, where))
-    if found is None:
-        sides = tuple(index(n) for n in size)  # torch.jit.trace has tensors here
-        found = GRIDS.make((sides, dtype, where), lambda: _grid(sides, dtype, torch.device("cpu")), where)
-    return found
+        return make_grid(size, dtype, torch.device(device))
+    sides = tuple(index(n) for n in size)  # torch.jit.trace has tensors here
+    if min(sides, default=0) < 1:
+        raise ValueError(f"a regular grid needs sides of at least one pixel, got {sides}")
+    return GRIDS.get((sides, dtype, where), lambda: make_grid(sides, dtype, torch.device("cpu")), where)
 
 
-def _grid(size: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Float[Tensor, "n d"]:
+def make_grid(size: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Float[Tensor, "n d"]:
+    """`regular_grid` without the cache."""
     axes = [axis(n, dtype, device) for n in size]
     return torch.stack([x.flatten() for x in reversed(torch.meshgrid(*axes, indexing="ij"))], dim=-1)
 
@@ -62,7 +66,7 @@ def axis(n: int, dtype: torch.dtype, device: torch.device) -> Float[Tensor, " n"
 
 def without_autocast(device_type: str) -> AbstractContextManager[Any]:
     """Disables autocast where it is on or may be on later: doing so needlessly doubles the time of a small warp."""
-    if torch.compiler.is_compiling() or torch.is_autocast_enabled(device_type):
+    if device_type != "meta" and (torch.compiler.is_compiling() or torch.is_autocast_enabled(device_type)):
         return torch.autocast(device_type, enabled=False)
     return nullcontext()
 
@@ -86,8 +90,9 @@ def sample(
 
     `size` is that of the output, (H', W') or (D', H', W'), and its product is N.  Kernels:
     `bilinear`, eq. (5), trilinear in 3D, with the sub-gradients of eq. (6) and (7);
-    `nearest`, the integer kernel of eq. (4).  Its gradient in u is 1 at the pixel copied.  Its gradient in the source
-    points is 0 everywhere, so a localisation network before it learns nothing through it;
+    `nearest`, the integer kernel of eq. (4), with halves rounded up as there.  Its gradient in u is 1 at the pixel
+    copied.  Its gradient in the source points is 0 everywhere, so a localisation network before it learns nothing
+    through it;
     `bicubic`, Keys' cubic convolution with a = -0.75, 2D only.  It overshoots: V may leave the range of u.
     Outside u are zeros.  `padding_mode` can replace them by the nearest border pixel (`border`) or by u mirrored at its
     edge (`reflection`), for feature maps in which 0 is not the background.
@@ -103,11 +108,11 @@ def sample(
     tensor([[[[1.5000]]]])
     """
     check_modes(kernel, padding_mode)
-    dims = u.dim() - 2
-    if dims not in (2, 3) or source.dim() != 3 or len(size) != dims or source.shape[2] != dims:
+    dims, sides = u.dim() - 2, len(size) if isinstance(size, Sequence) else None
+    if dims not in (2, 3) or source.dim() != 3 or sides != dims or source.shape[2] != dims:
         raise ValueError(
             f"sample takes u (B, C, H, W) with source (B, N, 2) and size (H', W'), or one dimension more of each; "
-            f"got u {tuple(u.shape)}, source {tuple(source.shape)}, size {tuple(size)}"
+            f"got u {tuple(u.shape)}, source {tuple(source.shape)}, size {size}"
         )
     if source.shape[0] != u.shape[0] or source.shape[1] != math.prod(size):
         raise ValueError(
@@ -122,6 +127,8 @@ def sample(
         return _copy(u, source, size, padding_mode)
     dtype = torch.promote_types(u.dtype, torch.float32)
     grid = source.to(dtype).view(source.shape[0], *size, dims)
+    if kernel == "nearest":
+        grid = _centres(grid, u.shape[2:])
     deterministic = u.is_cuda and torch.are_deterministic_algorithms_enabled()
     if deterministic and (kernel, padding_mode, dims) == ("bilinear", "zeros", 2):
         return gathered(u.to(dtype), grid).to(u.dtype)
@@ -137,7 +144,7 @@ def _copy(u: Shaped[Tensor, "b c *size"], source: Tensor, size: tuple[int, ...],
     pixels = math.prod(u.shape[2:])
     dtype = torch.float32 if pixels < 2**24 else torch.float64
     number = torch.arange(1, pixels + 1, dtype=dtype, device=u.device).view(1, 1, *u.shape[2:])
-    grid = source.to(dtype).unflatten(1, size)
+    grid = _centres(source.to(dtype).unflatten(1, size), u.shape[2:])
     with without_autocast(u.device.type):
         found = F.grid_sample(
             number.expand(len(u), -1, *u.shape[2:]), grid, "nearest", padding_mode, align_corners=ALIGN_CORNERS
@@ -145,6 +152,12 @@ def _copy(u: Shaped[Tensor, "b c *size"], source: Tensor, size: tuple[int, ...],
     found = found.masked_fill(grid.isnan().any(-1).unsqueeze(1), 0).long().flatten(2)
     v = u.flatten(2).gather(2, (found - 1).clamp(min=0).expand(-1, u.shape[1], -1))
     return v.masked_fill(found == 0, 0).unflatten(2, size)
+
+
+def _centres(grid: Float[Tensor, "b *out d"], size: tuple[int, ...]) -> Float[Tensor, "b *out d"]:
+    """The centre of pixel floor(x + 0.5) for every point: eq. (4).  PyTorch rounds a half to the even pixel."""
+    pixels = ((x + 1) * n / 2 for x, n in zip(grid.unbind(-1), reversed(size), strict=True))
+    return torch.stack([(2 * p.floor() + 1) / n - 1 for p, n in zip(pixels, reversed(size), strict=True)], dim=-1)
 
 
 def gathered(u: Float[Tensor, "b c h w"], grid: Float[Tensor, "b h2 w2 2"]) -> Float[Tensor, "b c h2 w2"]:

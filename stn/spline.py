@@ -1,17 +1,15 @@
 """The thin plate spline of Sect. 3.2: its constant matrix B is solved once for a grid, and cached."""
 
-from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
-from typing import Any
+from functools import lru_cache, partial
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from stn.constants import constant, made_of, real
-from stn.matrices import BASES, linear_map
-from stn.protocol import check_shapes
-from stn.sampler import axis, grid_key, without_autocast
+from stn.constants import constant, in_new_thread, real
+from stn.matrices import BASES, linear_map, of_grid
+from stn.protocol import check_shapes, is_whole
+from stn.sampler import axis, without_autocast
 
 
 class ThinPlateSpline(nn.Module):
@@ -21,8 +19,9 @@ class ThinPlateSpline(nn.Module):
     corners at the corners of the image.  With U(r) = r^2 log r^2 the spline through them is
         source(p) = sum_i w_i U(|p - c_i|) + a_0 + a_1 x + a_2 y,
     and since w and a are linear in theta, source = theta B with one constant B (k^2, N) for a fixed target.  B is
-    solved in float64 and cached (up to 256 MiB).  Distances are measured in [-1, 1], so on an image that is not square
-    in units of its sides, not in pixels.  Raises ValueError unless k is a whole number of at least 2.
+    solved in float64.  For a `regular_grid` it is cached (up to 256 MiB), for other points it is solved at each call.
+    Distances are measured in [-1, 1], so on an image that is not square in units of its sides, not in pixels.  Raises
+    ValueError unless k is a whole number of at least 2.
 
     >>> spline = ThinPlateSpline(k=2)
     >>> spline(torch.tensor([spline.identity]), torch.tensor([[0.5, 0.25]]))
@@ -33,16 +32,20 @@ class ThinPlateSpline(nn.Module):
 
     def __init__(self, k: int = 4):
         super().__init__()
-        if not isinstance(k, int) or k < 2:
+        if not is_whole(k) or k < 2:
             raise ValueError(f"a thin plate spline needs k >= 2 control points per side, got k = {k}")
-        self.k = k
+        self.k = k = int(k)
         self.num_params = 2 * k * k
         line = [-1 + i * (2 / (k - 1)) if i < k / 2 else 1 - (k - 1 - i) * (2 / (k - 1)) for i in range(k)]
         self.identity = tuple(value for y in line for x in line for value in (x, y))
 
+    def extra_repr(self) -> str:
+        return f"k={self.k}"
+
     def basis(self, target: Float[Tensor, "n 2"]) -> Float[Tensor, "k2 n"]:
         """B (k^2, N) for these target points."""
-        return made_of(BASES, self.k, target, lambda points: _basis(self.k, grid_key(target), points))
+        cached = of_grid(self.k, target, partial(_spline_of_grid, self.k))
+        return _spline(self.k, target) if cached is None else cached
 
     def forward(self, theta: Float[Tensor, "b p"], target: Float[Tensor, "n 2"]) -> Float[Tensor, "b n 2"]:
         check_shapes(self, theta, target)
@@ -73,8 +76,7 @@ def _inverse_system(k: int) -> tuple[tuple[float, ...], ...]:
         system[k * k :, : k * k] = system[: k * k, k * k :].T
         return torch.linalg.inv(system)[:, : k * k]
 
-    with ThreadPoolExecutor(1) as thread:
-        return tuple(tuple(row) for row in thread.submit(lambda: solve().tolist()).result())
+    return tuple(tuple(row) for row in in_new_thread(lambda: solve().tolist()))
 
 
 def solution(k: int, device: torch.device) -> Float[Tensor, "m k2"]:
@@ -82,25 +84,13 @@ def solution(k: int, device: torch.device) -> Float[Tensor, "m k2"]:
     where = real(device)
     if where is None:
         return torch.tensor(_inverse_system(k), dtype=torch.float64, device=device)
-    found = BASES.find((k, where))
-    if found is None:
-        found = BASES.make(
-            (k, where), lambda: torch.tensor(_inverse_system(k), dtype=torch.float64, device="cpu"), where
-        )
-    return found
-
-
-def _basis(k: int, key: Any, target: Float[Tensor, "n 2"]) -> Float[Tensor, "k2 n"]:
-    """B for these points; `key` is the `grid_key` of a regular grid, else None."""
-    if key is not None:
-        return _spline_of_grid(k, *key[:2])
-    if not constant(target):
-        return _spline(k, target)
-    return torch.cat([_spline(k, points) for points in target.split(2**16)], dim=1)
+    return BASES.get((k, where), lambda: torch.tensor(_inverse_system(k), dtype=torch.float64, device="cpu"), where)
 
 
 def _spline(k: int, target: Float[Tensor, "n 2"]) -> Float[Tensor, "k2 n"]:
     """B for any points: U(|p - c_i|) for every control point, then 1, x, y, times the solution."""
+    if constant(target) and len(target) > 2**16:  # in parts, since the features take k^2 times the memory of the points
+        return torch.cat([_spline(k, points) for points in target.split(2**16)], dim=1)
     device = torch.device("cpu") if target.device.type == "mps" else target.device
     x, y = target.to(device, torch.float64).T
     line = _line(k, device)

@@ -57,11 +57,14 @@ class SpatialTransformer(nn.Module):
             raise ValueError("kernel 'bicubic' is for images, not for volumes: choose bilinear or nearest")
         self.localisation = localisation
         self.transform = transform
-        self.out_size = None if out_size is None else tuple(out_size)
+        self.out_size = None if out_size is None else tuple(map(int, out_size))
         self.kernel = kernel
         self.padding_mode = padding_mode
         if self.out_size is not None and isinstance(transform, LinearForm):
             transform.check_size(self.out_size)
+
+    def extra_repr(self) -> str:
+        return f"out_size={self.out_size}, kernel={self.kernel!r}, padding_mode={self.padding_mode!r}"
 
     def forward(
         self, u: Shaped[Tensor, "b c *size"], return_theta: bool = False
@@ -80,6 +83,8 @@ class SpatialTransformer(nn.Module):
                 f"{type(transform).__name__} warps u with {transform.dims + 2} dimensions "
                 f"(B, C, {'D, ' * (transform.dims - 2)}H, W), got u {tuple(u.shape)}"
             )
+        if not isinstance(theta, Tensor):
+            raise ValueError(f"the localisation has to return theta (B, P), got {type(theta).__name__}")
         size = self.out_size or tuple(u.shape[2:])
         if torch.jit.is_tracing():
             size = tuple(int(n) for n in size)  # the traced graph is for this size alone
@@ -90,7 +95,8 @@ class SpatialTransformer(nn.Module):
         v = sample(u, source, size, self.kernel, self.padding_mode)
         if self._traced is not None:
             name, calls = self._traced
-            calls.append((name, transform.identity, u, theta, source, v))
+            u, theta, kept = u.clone(), theta.clone(), v.clone()  # a later layer may work in place
+            calls.append((name, transform.identity, u, theta, source, kept))
         return v
 
     def __prepare_scriptable__(self) -> NoReturn:
@@ -162,6 +168,8 @@ def trace(network: nn.Module, *inputs: Any, **kwargs: Any) -> list[Warp]:
     >>> warp.theta[0]
     tensor([1., 0., 0., 0., 1., 0.])
     """
+    if not isinstance(network, nn.Module):
+        raise ValueError(f"trace takes a network, an nn.Module, got {type(network).__name__}")
     calls: list[Call] = []
     with _one_trace, _watched(network, calls), torch.no_grad(), torch.compiler.set_stance("force_eager"):
         network(*inputs, **kwargs)

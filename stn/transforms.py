@@ -4,6 +4,7 @@
 Each raises ValueError on a theta or a target of another shape.
 """
 
+import math
 from collections.abc import Mapping
 from fractions import Fraction
 
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from stn.linear_form import LinearForm
 from stn.matrices import affine_compose, affine_inverse, homogeneous, inverse_3x3, linear_map, perspective
-from stn.protocol import Transform, check_shapes, check_size, check_transform, refuse_other
+from stn.protocol import Transform, check_shapes, check_size, check_theta, check_transform, refuse_other
 from stn.sampler import without_autocast
 from stn.spline import ThinPlateSpline
 
@@ -53,10 +54,12 @@ class Affine(nn.Module):
 
     def compose(self, outer: Float[Tensor, "b 6"], inner: Float[Tensor, "b 6"]) -> Float[Tensor, "b 6"]:
         """The theta of source = T_outer(T_inner(target)): A_outer [A_inner; 0 0 1]."""
+        check_theta(self, outer, inner)
         return affine_compose(outer.unflatten(1, (2, 3)), inner.unflatten(1, (2, 3))).flatten(1)
 
     def inverse(self, theta: Float[Tensor, "b 6"]) -> Float[Tensor, "b 6"]:
         """The theta of the map from source to target."""
+        check_theta(self, theta)
         return affine_inverse(theta.unflatten(1, (2, 3))).flatten(1)
 
 
@@ -77,11 +80,14 @@ class Similarity(nn.Module):
 
     def __init__(self, aspect: float = 1.0):
         super().__init__()
-        if not aspect > 0:
+        if not 0 < aspect < math.inf:
             raise ValueError(f"the aspect is W / H of the image, a positive number, got {aspect}")
         self.aspect = float(aspect)
         note = "the aspect of the image belongs to the state"
         refuse_other(self, "fixed", (self.aspect,), note)
+
+    def extra_repr(self) -> str:
+        return f"aspect={self.aspect:g}"
 
     def rotation(self, cos: Float[Tensor, "b 1"], sin: Float[Tensor, "b 1"]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """The entries of R row by row, (B, 1) each: a rotation in pixels, in coordinates of [-1, 1]."""
@@ -101,11 +107,13 @@ class Similarity(nn.Module):
 
     def compose(self, outer: Float[Tensor, "b 4"], inner: Float[Tensor, "b 4"]) -> Float[Tensor, "b 4"]:
         """The theta of source = T_outer(T_inner(target))."""
+        check_theta(self, outer, inner)
         moved = (self.linear(outer[:, :1], outer[:, 1:2]) * inner[:, None, 2:]).sum(2) + outer[:, 2:]
         return torch.cat([outer[:, :1] * inner[:, :1], outer[:, 1:2] + inner[:, 1:2], moved], dim=1)
 
     def inverse(self, theta: Float[Tensor, "b 4"]) -> Float[Tensor, "b 4"]:
         """The theta of the map from source to target."""
+        check_theta(self, theta)
         s, angle = 1 / theta[:, :1], -theta[:, 1:2]
         return torch.cat([s, angle, -(self.linear(s, angle) * theta[:, None, 2:]).sum(2)], dim=1)
 
@@ -126,10 +134,12 @@ class Rotation(Similarity):
 
     def compose(self, outer: Float[Tensor, "b 1"], inner: Float[Tensor, "b 1"]) -> Float[Tensor, "b 1"]:
         """The theta of source = T_outer(T_inner(target))."""
+        check_theta(self, outer, inner)
         return outer + inner
 
     def inverse(self, theta: Float[Tensor, "b 1"]) -> Float[Tensor, "b 1"]:
         """The theta of the map from source to target."""
+        check_theta(self, theta)
         return -theta
 
 
@@ -151,11 +161,13 @@ class Attention(nn.Module):
 
     def compose(self, outer: Float[Tensor, "b 3"], inner: Float[Tensor, "b 3"]) -> Float[Tensor, "b 3"]:
         """The theta of source = T_outer(T_inner(target))."""
+        check_theta(self, outer, inner)
         s = outer[:, :1]
         return torch.cat([s * inner[:, :1], s * inner[:, 1:] + outer[:, 1:]], dim=1)
 
     def inverse(self, theta: Float[Tensor, "b 3"]) -> Float[Tensor, "b 3"]:
         """The theta of the map from source to target."""
+        check_theta(self, theta)
         s = 1 / theta[:, :1]
         return torch.cat([s, -s * theta[:, 1:]], dim=1)
 
@@ -163,7 +175,8 @@ class Attention(nn.Module):
 class Translation(nn.Module):
     """Eq. (2) at a fixed scale s: source = s (x_t, y_t) + (t_x, t_y).  theta is (t_x, t_y); A.6 uses s = 0.5.
 
-    `identity` is the window at the centre of the image.  The scale is part of the state dict.
+    `identity` is the window at the centre of the image.  The scale is part of the state dict.  Raises ValueError on a
+    scale of 0 and on one that is not finite.
 
     >>> Translation(scale=0.5)(torch.tensor([[0.25, 0.0]]), torch.tensor([[1.0, 1.0]]))
     tensor([[[0.7500, 0.5000]]])
@@ -174,9 +187,14 @@ class Translation(nn.Module):
 
     def __init__(self, scale: float = 1.0):
         super().__init__()
+        if not math.isfinite(scale) or scale == 0:
+            raise ValueError(f"the scale of a Translation is a number other than 0, got {scale}")
         self.scale = float(scale)
         note = "stn.complete_state completes an older state of the same scale"
         refuse_other(self, "fixed", (self.scale,), note)
+
+    def extra_repr(self) -> str:
+        return f"scale={self.scale:g}"
 
     def forward(self, theta: Float[Tensor, "b 2"], target: Float[Tensor, "n 2"]) -> Float[Tensor, "b n 2"]:
         check_shapes(self, theta, target)
@@ -184,11 +202,13 @@ class Translation(nn.Module):
 
     def compose(self, outer: Float[Tensor, "b 2"], inner: Float[Tensor, "b 2"]) -> Float[Tensor, "b 2"]:
         """The theta of source = T_outer(T_inner(target)).  Raises ValueError if the scale is not 1."""
+        check_theta(self, outer, inner)
         self._check_scale()
         return outer + inner
 
     def inverse(self, theta: Float[Tensor, "b 2"]) -> Float[Tensor, "b 2"]:
         """The theta of the map from source to target.  Raises ValueError if the scale is not 1."""
+        check_theta(self, theta)
         self._check_scale()
         return -theta
 
@@ -215,9 +235,12 @@ class Projective(nn.Module):
 
     def __init__(self, min_z: float = 1e-2):
         super().__init__()
-        if not min_z > 0:
+        if not 0 < min_z < math.inf:
             raise ValueError(f"min_z, the least depth of a point in front of the camera, must be positive, got {min_z}")
         self.min_z = min_z
+
+    def extra_repr(self) -> str:
+        return f"min_z={self.min_z:g}"
 
     def forward(self, theta: Float[Tensor, "b 8"], target: Float[Tensor, "n 2"]) -> Float[Tensor, "b n 2"]:
         check_shapes(self, theta, target)
@@ -228,15 +251,23 @@ class Projective(nn.Module):
         return F.pad(theta, (0, 1), value=1.0).view(-1, 3, 3)
 
     def compose(self, outer: Float[Tensor, "b 8"], inner: Float[Tensor, "b 8"]) -> Float[Tensor, "b 8"]:
-        """The theta of source = T_outer(T_inner(target)).  Infinite where the last element of its H is 0."""
+        """The theta of source = T_outer(T_inner(target)).
+
+        nan where the centre of the output would lie behind the camera: every theta has it in front, at Z = 1.
+        """
+        check_theta(self, outer, inner)
         with without_autocast(outer.device.type):
-            h = (self.matrix(outer) @ self.matrix(inner)).flatten(1)
-        return h[:, :8] / h[:, 8:]
+            return self._theta(self.matrix(outer) @ self.matrix(inner))
 
     def inverse(self, theta: Float[Tensor, "b 8"]) -> Float[Tensor, "b 8"]:
-        """The theta of the map from source to target.  Infinite where the last element of its H is 0."""
-        h = inverse_3x3(self.matrix(theta)).flatten(1)
-        return h[:, :8] / h[:, 8:]
+        """The theta of the map from source to target.  nan where `compose` has it."""
+        check_theta(self, theta)
+        return self._theta(inverse_3x3(self.matrix(theta)))
+
+    def _theta(self, h: Float[Tensor, "b 3 3"]) -> Float[Tensor, "b 8"]:
+        """H over its last element, which a theta does not hold.  A negative one would swap before and behind."""
+        entries, last = h.flatten(1).split([8, 1], dim=1)
+        return entries / last.where(last > 0, torch.nan)
 
 
 class Affine3d(nn.Module):
@@ -257,10 +288,12 @@ class Affine3d(nn.Module):
 
     def compose(self, outer: Float[Tensor, "b 12"], inner: Float[Tensor, "b 12"]) -> Float[Tensor, "b 12"]:
         """The theta of source = T_outer(T_inner(target))."""
+        check_theta(self, outer, inner)
         return affine_compose(outer.unflatten(1, (3, 4)), inner.unflatten(1, (3, 4))).flatten(1)
 
     def inverse(self, theta: Float[Tensor, "b 12"]) -> Float[Tensor, "b 12"]:
         """The theta of the map from source to target."""
+        check_theta(self, theta)
         return affine_inverse(theta.unflatten(1, (3, 4))).flatten(1)
 
 
@@ -280,10 +313,10 @@ class Constrained(nn.Module):
     def __init__(self, transform: Transform, fixed: Mapping[int, float]):
         super().__init__()
         check_transform(transform)
-        if not set(fixed) < set(range(transform.num_params)):
+        if not isinstance(fixed, Mapping) or not set(fixed) < set(range(transform.num_params)):
             raise ValueError(
                 f"{type(transform).__name__} has the entries 0 to {transform.num_params - 1}, and at least one must be "
-                f"free: cannot fix {sorted(fixed)}"
+                f"free: cannot fix {fixed}, a dict from entries to values is needed"
             )
         self.transform = transform
         self.values = tuple(float(fixed[i]) if i in fixed else None for i in range(transform.num_params))
@@ -292,6 +325,9 @@ class Constrained(nn.Module):
         self.identity = tuple(transform.identity[i] for i in free)
         pairs = tuple(float(number) for i in sorted(fixed) for number in (i, fixed[i]))
         refuse_other(self, "fixed", pairs, "the fixed entries belong to the state")
+
+    def extra_repr(self) -> str:
+        return f"fixed={ {i: value for i, value in enumerate(self.values) if value is not None} }"
 
     def whole(self, theta: Float[Tensor, "b f"]) -> Float[Tensor, "b p"]:
         """The theta of the transform, with its fixed entries."""
@@ -332,6 +368,12 @@ def aligned_corners_factors(
         return (*(row * column for row in rows for column in columns), *columns[:2])
     sides = zip(reversed(in_size), reversed(out_size), strict=True)
     scales = {Fraction((n - 1) * m, n * (m - 1)) for n, m in sides}  # exact: whether two are equal decides
+    square = len({*in_size}) == len({*out_size}) == 1  # a rotation mixes the axes
+    if isinstance(transform, Rotation):
+        if square and scales == {1}:
+            return (1.0,)
+    elif isinstance(transform, Similarity) and square:
+        return (float(*scales), 1.0, *rows)
     if isinstance(transform, Attention) and len(scales) == 1:
         return (float(*scales), *rows)
     if isinstance(transform, Translation) and scales == {1}:

@@ -12,8 +12,10 @@ from unittest import mock
 
 import pytest
 import torch
+from jaxtyping import config
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from stn import Affine, Attention, Projective, SpatialTransformer, ThinPlateSpline, fully_connected, regular_grid
 from stn import spline as module
@@ -148,16 +150,66 @@ def test_a_matrix_from_a_quarter_is_that_of_all_points(k, size):
     torch.testing.assert_close(of_grid, of_points, atol=1e-12, rtol=0)
 
 
-def test_points_of_your_own_are_cached_while_they_live():
-    spline, target = ThinPlateSpline(), torch.rand(7, 2)
-    basis = spline.basis(target)
-    assert spline.basis(target) is basis
-    target.mul_(0.5)
-    torch.testing.assert_close(spline.basis(target), spline.basis(target.clone()))
-    before = len(BASES._cached)
-    del target
-    gc.collect()
-    assert len(BASES._cached) < before
+@every_transform
+@pytest.mark.parametrize("write", [
+    lambda points: points.numpy().__imul__(0.5), lambda points: points.data.mul_(0.5), lambda points: points.mul_(0.5),
+], ids=["numpy", "data", "in place"])  # fmt: skip
+def test_points_of_your_own_may_change_between_two_calls(transform, write):
+    theta, target = torch.tensor([transform.identity]) + 0.1 * torch.randn(1, transform.num_params), torch.rand(7, 2)
+    transform(theta, target)
+    write(target)
+    torch.testing.assert_close(transform(theta, target), transform(theta, target.clone()))
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.trace.*` is deprecated:FutureWarning")
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")  # of the checks of shapes, which hold for the trace
+@every_transform
+def test_points_of_your_own_are_an_input_of_a_traced_graph(transform, monkeypatch):
+    monkeypatch.setattr(config, "jaxtyping_disable", True)  # its checks read values, which a tracer warns of
+    theta, target = torch.tensor([transform.identity]) + 0.1 * torch.randn(1, transform.num_params), torch.rand(7, 2)
+    for graph in (torch.jit.trace(transform, (theta, target)), make_fx(transform)(theta, target)):
+        torch.testing.assert_close(graph(theta, target / 2), transform(theta, target / 2))
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:FutureWarning")  # PyTorch's own, by make_dual
+@every_transform
+def test_a_tangent_of_the_points_reaches_the_source(transform):
+    theta = torch.tensor([transform.identity]) + 0.1 * torch.randn(1, transform.num_params)
+    target, tangent = torch.rand(7, 2, dtype=torch.float64) / 2, torch.randn(7, 2, dtype=torch.float64)
+    transform(theta.double(), target)
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(target, tangent)
+        moved = torch.autograd.forward_ad.unpack_dual(transform(theta.double(), dual)).tangent
+    ahead, back = (transform(theta.double(), target + step * tangent) for step in (1e-6, -1e-6))
+    torch.testing.assert_close(moved, (ahead - back) / 2e-6, atol=1e-6, rtol=1e-6)
+
+
+@every_transform
+def test_a_grid_told_to_need_a_gradient_is_nobody_elses(transform):
+    grid = regular_grid((5, 7)).requires_grad_()
+    transform(torch.tensor([transform.identity]), grid).sum().backward()
+    assert grid.grad.isfinite().all()
+    assert not regular_grid((5, 7)).requires_grad
+
+
+@every_transform
+def test_a_forward_on_meta_has_the_shape_of_a_real_one(transform):
+    network = transformer(transform).to("meta")
+    v = network(torch.rand(2, 1, 8, 8, device="meta"))
+    assert (v.shape, v.device.type) == ((2, 1, 17, 19), "meta")
+
+
+def test_a_new_size_is_made_after_the_main_thread_ended():
+    code = """
+import threading
+from stn import ThinPlateSpline, regular_grid
+def late():
+    threading.main_thread().join()
+    print(ThinPlateSpline().basis(regular_grid((3, 5))).shape[1])
+threading.Thread(target=late).start()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("15\n", "")
 
 
 def test_points_that_need_a_gradient_get_it():
@@ -189,8 +241,7 @@ def test_what_is_cached_is_bounded_in_bytes_oldest_use_first():
             made.append(key)
             return torch.zeros(nbytes, dtype=torch.uint8)
 
-        found = constants.find(key)
-        return constants.make(key, make, CPU) if found is None else found
+        return constants.get(key, make, CPU)
 
     for key in "ababcab":
         get(key)
@@ -205,8 +256,8 @@ def test_what_is_cached_is_bounded_in_bytes_oldest_use_first():
 def test_what_fails_to_be_made_is_said_and_not_cached():
     constants = Constants(100)
     with pytest.raises(ZeroDivisionError):
-        constants.make("a", lambda: torch.zeros(1 // 0), CPU)
-    assert constants.make("a", lambda: torch.zeros(1), CPU).shape == (1,)
+        constants.get("a", lambda: torch.zeros(1 // 0), CPU)
+    assert constants.get("a", lambda: torch.zeros(1), CPU).shape == (1,)
 
 
 def test_pickles_copies_and_states_carry_nothing_that_is_cached():

@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.distributed.checkpoint.state_dict import get_model_state_dict
 
 from stn import (
     Affine,
@@ -146,6 +147,7 @@ def test_a_scale_a_size_and_fixed_entries_are_part_of_the_state():
 def test_a_module_takes_its_own_state_whatever_its_dtype(build, cast):
     module = build()
     module.load_state_dict(cast(build()).float().state_dict())
+    module.load_state_dict({key: value.half().float() for key, value in build().state_dict().items()})
     module.load_state_dict({key: value.bfloat16() for key, value in build().state_dict().items()})
     cast(module).load_state_dict(module.state_dict())
 
@@ -157,6 +159,34 @@ def test_a_state_without_what_is_fixed_is_refused():
             module.load_state_dict(state)
     with pytest.raises(RuntimeError, match=r"fixed is \(1\.0, 0\.0, 3\.0, 0\.0\) in the state, but \(1\.0, 0\.0\)"):
         Constrained(Affine(), {1: 0.0}).load_state_dict(Constrained(Affine(), {1: 0.0, 3: 0.0}).state_dict())
+
+
+@pytest.mark.parametrize(
+    "transform",
+    [Translation(0.5), Similarity(2.0), LinearForm((4, 4)), Constrained(Affine(), {1: 0.0})],
+    ids=lambda t: type(t).__name__,
+)
+def test_every_key_of_the_state_is_a_parameter_or_a_buffer(transform):
+    network, u = SpatialTransformer(fully_connected((1, 4, 4), transform), transform), torch.rand(2, 1, 4, 4)
+    assert set(network.state_dict()) == {name for name, _ in (*network.named_parameters(), *network.named_buffers())}
+    torch.testing.assert_close(torch.func.functional_call(network, network.state_dict(), (u,), strict=True), network(u))
+    assert set(get_model_state_dict(network)) == set(network.state_dict())
+
+
+def test_a_scale_that_half_precision_does_not_tell_apart_is_refused():
+    for here, there in [(Translation(0.501), Translation(0.5)), (Translation(0.5), Translation(0.501))]:
+        with pytest.raises(RuntimeError, match=r"fixed is \(0\.5.* in the state, but \(0\.5"):
+            here.load_state_dict(there.state_dict())
+
+
+def test_a_state_is_completed_by_the_constants_of_stn_alone():
+    class Own(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("fixed", torch.zeros(1))
+
+    network = torch.nn.Sequential(Own(), Translation(0.5))
+    assert set(complete_state(network, {})) == {"1.fixed"}
 
 
 def test_an_older_state_is_completed_where_asked_for():

@@ -24,6 +24,7 @@ from stn import (
     ThinPlateSpline,
     Translation,
     aligned_corners_factors,
+    convolutional,
     fully_connected,
     regular_grid,
     sample,
@@ -194,7 +195,27 @@ def test_traces_at_the_same_time_mix_nothing_up():
         (lambda: aligned_corners_factors(Affine, (5, 5), (5, 5)), r"write Affine\(\)$"),
         (lambda: LinearForm(14), r"^LinearForm needs a size of 2 positive whole numbers, got 14$"),
         (lambda: Similarity(0.0), r"^the aspect is W / H of the image, a positive number, got 0\.0$"),
-        (lambda: Constrained(Affine(), {6: 0.0}), r"^Affine has the entries 0 to 5, .*: cannot fix \[6\]$"),
+        (
+            lambda: Constrained(Affine(), {6: 0.0}),
+            r"^Affine has the entries 0 to 5, .*: cannot fix \{6: 0\.0\}, a dict",
+        ),
+        (lambda: Constrained(Affine(), [1, 3]), r"^Affine has the entries 0 to 5, .*: cannot fix \[1, 3\], a dict"),
+        (lambda: SpatialTransformer(Affine(), nn.Sequential(nn.ReLU())), r"^Sequential is not a transform: it needs"),
+        (lambda: SpatialTransformer(nn.Identity(), Affine(), (True, 4)), r"an out_size of 2 .* \(True, 4\)$"),
+        (lambda: Translation(float("nan")), r"^the scale of a Translation is a number other than 0, got nan$"),
+        (lambda: Translation(0.0), r"^the scale of a Translation is a number other than 0, got 0\.0$"),
+        (lambda: Similarity(float("inf")), r"^the aspect is W / H of the image, a positive number, got inf$"),
+        (lambda: regular_grid(8), r"^a regular grid needs a size such as \(H, W\) .*, got 8 and torch\.float32$"),
+        (lambda: regular_grid((4, 4), torch.int64), r"^a regular grid needs .*, got \(4, 4\) and torch\.int64$"),
+        (lambda: regular_grid((4, -1)), r"^a regular grid needs sides of at least one pixel, got \(4, -1\)$"),
+        (lambda: sample(torch.rand(1, 1, 4, 4), torch.zeros(1, 8, 2), 8), r"^sample takes u .*, size 8$"),
+        (lambda: convolutional((1, 24, 28), Affine()), r"^convolutional takes .* 26 x 26 px, got \(1, 24, 28\)$"),
+        (lambda: Regression.from_linear(nn.Sequential(), Affine()), r"^from_linear takes an nn\.Linear, .*Sequential$"),
+        (lambda: trace(torch.relu, torch.zeros(1)), r"^trace takes a network, an nn\.Module, got builtin_"),
+        (
+            lambda: SpatialTransformer(nn.MaxPool2d(2, return_indices=True), Affine())(torch.rand(1, 1, 4, 4)),
+            r"^the localisation has to return theta \(B, P\), got tuple$",
+        ),
     ],
 )
 def test_arguments_that_do_not_fit_are_named_at_construction(build, message, monkeypatch):
@@ -237,6 +258,83 @@ def test_the_inverse_is_that_of_the_matrix(transform):
     last = torch.tensor([[0.0, 0.0, 1.0]], dtype=torch.float64)
     matrix, inverse = (torch.cat([homogeneous_matrix(transform, t), last]) for t in (theta, transform.inverse(theta)))
     torch.testing.assert_close(inverse, torch.linalg.inv(matrix))
+
+
+def test_a_projective_map_from_behind_the_camera_has_no_theta():
+    turned = torch.tensor([[1.0, 0, 0, 0, 1, 0, 2, 0]])  # Z = 1 + 2 x: its inverse has Z = 1 - 2 x
+    beyond = torch.tensor([[1.0, 0, 2, 0, 1, 0, 0, 0]])  # moved by 2, to Z = -3
+    projective = Projective()
+    assert projective.inverse(turned).isfinite().all()
+    assert projective.compose(projective.inverse(turned), beyond).isnan().all()
+    assert projective.inverse(projective.compose(turned, beyond)).isfinite().all()
+    swapped = torch.tensor([[1.0, 0, 2, 0, 1, 0, 1, 0]])  # the centre of its source lies behind the camera
+    assert projective.inverse(swapped).isnan().all()
+
+
+def test_sizes_may_be_numbers_of_numpy(monkeypatch):
+    monkeypatch.setattr(config, "jaxtyping_disable", True)
+    two, four = np.int64(2), np.int32(4)
+    transformer = SpatialTransformer(
+        fully_connected((1, 4, 4), ThinPlateSpline(two)), ThinPlateSpline(two), (four, two)
+    )
+    assert transformer(torch.rand(1, 1, 4, 4)).shape == (1, 1, 4, 2)
+    assert LinearForm((four, two), two).num_params == 10
+
+
+@pytest.mark.parametrize(
+    ("module", "shown"),
+    [
+        (Translation(0.5), "Translation(scale=0.5)"), (Similarity(1.5), "Similarity(aspect=1.5)"),
+        (Rotation(), "Rotation(aspect=1)"), (Projective(), "Projective(min_z=0.01)"),
+        (ThinPlateSpline(3), "ThinPlateSpline(k=3)"), (LinearForm((2, 3), 1), "LinearForm(size=(2, 3), extra=1)"),
+    ],
+    ids=lambda each: each if isinstance(each, str) else "",
+)  # fmt: skip
+def test_a_printed_module_shows_its_settings(module, shown):
+    assert repr(module) == shown
+    assert "out_size=(2, 3), kernel='bilinear'" in repr(SpatialTransformer(nn.Identity(), module, (2, 3)))
+    assert "fixed={0: 1.0}" in repr(Constrained(Affine(), {0: 1.0}))
+
+
+@every_transform
+def test_theta_of_another_dtype_than_the_points_is_promoted(transform):
+    target = regular_grid(sides(transform))
+    theta = torch.tensor([transform.identity]) + 0.1 * torch.randn(1, transform.num_params)
+    half = theta.bfloat16()
+    torch.testing.assert_close(transform(half, target), transform(half.float(), target), atol=0.02, rtol=0.02)
+    assert transform(half, target).dtype == torch.float32
+    double = transform(theta.double(), target)
+    assert double.dtype == torch.float64
+    torch.testing.assert_close(double.float(), transform(theta, target))
+
+
+@pytest.mark.parametrize(
+    "transform", [Affine(), Attention(), Translation(), Projective(), Similarity(), Rotation(), Affine3d()],
+    ids=lambda t: type(t).__name__,
+)  # fmt: skip
+def test_inverse_and_compose_name_a_theta_of_another_shape(transform, monkeypatch):
+    monkeypatch.setattr(config, "jaxtyping_disable", True)
+    good, bad = torch.zeros(2, transform.num_params), torch.zeros(2, transform.num_params + 1)
+    for call in (lambda: transform.inverse(bad), lambda: transform.compose(good, bad)):
+        with pytest.raises(
+            ValueError, match=rf"^{type(transform).__name__} takes theta \(B, {transform.num_params}\), got"
+        ):
+            call()
+
+
+@pytest.mark.parametrize("transform", [Similarity(), Rotation()], ids=lambda t: type(t).__name__)
+def test_squares_of_aligned_corners_convert_with_a_rotation(transform):
+    theta = torch.tensor([transform.identity]) + 0.3
+    side = 5 if isinstance(transform, Rotation) else 7
+    there, out = torch.linspace(-1, 1, side), (side, side)
+    y, x = torch.meshgrid(there, there, indexing="ij")
+    u = torch.rand(1, 1, 5, 5)
+    grid = transform(theta, torch.stack([x, y], dim=-1).flatten(0, 1)).view(1, side, side, 2)
+    expected = F.grid_sample(u, grid, align_corners=True)
+    factors = torch.tensor(aligned_corners_factors(transform, (5, 5), out))
+    torch.testing.assert_close(sample(u, transform(factors * theta, regular_grid(out)), out), expected)
+    with pytest.raises(ValueError, match=r"has no theta that samples the points of align_corners=True"):
+        aligned_corners_factors(transform, (5, 6), (5, 6))
 
 
 def test_a_translation_of_another_scale_has_no_inverse():

@@ -115,6 +115,17 @@ def test_gradients_in_3d_are_those_of_finite_differences():
     assert torch.autograd.gradcheck(lambda u, source: sample(u, source, (2, 2, 2)), (u, source))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.uint8], ids=str)
+@pytest.mark.parametrize("side", [2, 8, 256])  # with edges that float32 holds exactly
+def test_nearest_rounds_a_half_up_as_eq_4_does(side, dtype):
+    u = torch.arange(1, side + 1).to(dtype).expand(1, 1, side, side)
+    edges = torch.arange(side + 1, dtype=torch.float64) * 2 / side - 1  # every edge between two pixels
+    v = sample(u, torch.stack([edges, torch.zeros_like(edges)], dim=1)[None].float(), (1, side + 1), "nearest")
+    x = ((edges.numpy() + 1) * side - 1) / 2
+    expected = [KERNELS["nearest"](at - np.arange(side)) @ u[0, 0, 0].numpy() for at in x]
+    assert v.flatten().tolist() == expected
+
+
 @pytest.mark.parametrize(("kernel", "order"), [("bilinear", 1), ("nearest", 0)])
 def test_volumes_are_sampled_as_scipy_does(kernel, order):
     torch.manual_seed(0)

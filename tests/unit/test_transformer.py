@@ -174,12 +174,21 @@ def test_trace_lists_every_warp_in_the_order_of_the_calls():
     warps = trace(network, u)
     assert [warp.name for warp in warps] == ["series.0", "series.1", "right", "left"]
     assert [warp.theta[0].tolist() for warp in warps] == [[1, 0.25, 0], [1, 0, -0.25], [0.5, 0.5, 0], [0.5, -0.5, 0]]
-    assert warps[0].u is u
-    assert warps[1].u is warps[0].v
+    assert torch.equal(warps[0].u, u)
+    assert torch.equal(warps[1].u, warps[0].v)
     assert torch.equal(torch.cat([warps[2].v, warps[3].v], dim=1), network(u))
     for warp in warps:
         assert torch.equal(sample(warp.u, warp.source, warp.v.shape[2:]), warp.v)
         assert not warp.v.requires_grad
+
+
+def test_trace_keeps_what_a_layer_in_place_then_changes():
+    network, u = (
+        nn.Sequential(looking_at((-1.0, 0.0, 0.0), (1, 8, 8)), nn.Hardtanh(0, 0.5, inplace=True)),
+        torch.rand(2, 1, 8, 8),
+    )
+    (warp,) = trace(network, u)
+    torch.testing.assert_close(warp.v, u.flip(2, 3))
 
 
 def test_trace_tells_two_calls_of_one_transformer_apart():
@@ -194,7 +203,7 @@ def test_trace_tells_two_calls_of_one_transformer_apart():
 
     first, second = trace(Twice(), torch.rand(2, 1, 8, 8))
     assert (first.name, second.name) == ("look.1", "look.2")
-    assert second.u is first.v
+    assert torch.equal(second.u, first.v)
 
 
 def test_trace_tells_transformers_with_one_transform_apart():
@@ -224,7 +233,7 @@ def test_trace_sees_an_input_given_by_name():
 
     u = torch.rand(2, 1, 8, 8)
     (warp,) = trace(ByName(), u)
-    assert warp.u is u
+    assert torch.equal(warp.u, u)
 
 
 class Mirror:

@@ -19,7 +19,7 @@ from torch import Generator, Tensor
 from stn.experiments.datasets import DIGIT_PX
 from stn.experiments.datasets.clutter import Clutter, Params
 from stn.experiments.rules import FLAG, Rule, is_finite, number, require, whole
-from stn.matrices import inverse_3x3
+from stn.matrices import inverse_3x3, linear_map
 from stn.sampler import regular_grid, sample
 from stn.transforms import Affine, ThinPlateSpline, perspective
 
@@ -167,9 +167,10 @@ EXTENT = {"corners": 1.0, "cells": 0.75}  # position of E's outer control points
 
 @lru_cache(maxsize=8)
 @torch.inference_mode(False)  # the cache outlives it
-def _stretched_grid(side_px: int, extent: float, dtype: torch.dtype, device: torch.device) -> Float[Tensor, "n 2"]:
-    grid = regular_grid((side_px,) * 2, dtype, device)
-    return grid if extent == 1 else grid / extent
+def _elastic_basis(side_px: int, extent: float, dtype: torch.dtype, device: torch.device) -> Float[Tensor, "16 n"]:
+    """The spline's B for the pixels of a canvas, with its outer control points at `extent`."""
+    grid = regular_grid((side_px,) * 2, dtype)
+    return ELASTIC_SPLINE.basis(grid if extent == 1 else grid / extent).to(device)
 
 
 @dataclass(frozen=True)
@@ -203,7 +204,8 @@ class Elastic(Geometric):
         scale, extent = params["scale"], EXTENT[self.control]
         control = extent * copied_once(ELASTIC_SPLINE.identity, scale.dtype, scale.device)
         theta = (control + params["control_px"].flatten(1) / HALF_PX) / scale[:, None]
-        return ELASTIC_SPLINE(theta, _stretched_grid(self.canvas_px, extent, theta.dtype, theta.device))
+        basis = _elastic_basis(self.canvas_px, extent, theta.dtype, theta.device)
+        return linear_map(theta.view(-1, 16, 2).transpose(1, 2), basis)
 
 
 KINDS: dict[str, type] = {
