@@ -81,7 +81,7 @@ STUDIES = {
     ),
     "tc": Study(
         "data.distortion.overlap",
-        _merged,
+        lambda record: _merged(record) if record["schedule"] == "study" else "of the study of the recipe",
         {("maximum", True): "maximum", ("sum", True): "sum", ("overwrite", True): "overwrite",
          ("maximum", False): "maximum, no blank crops", ("sum", False): "sum, no blank crops"},
         ("tc",),
@@ -92,7 +92,7 @@ STUDIES = {
         {("AdamW", 1e-3, False): "AdamW 1e-3", ("AdamW", 2e-3, False): "AdamW 2e-3",
          ("AdamW", 4e-3, False): "AdamW 4e-3", ("Muon", 0.02, False): "Muon 0.02", ("SGD", 0.05, False): "SGD 0.05",
          ("SGD", 0.05, True): "SGD 0.05, bound", ("SGD", 0.2, True): "SGD 0.2, bound"},
-        ("r", "rts"),
+        ("r", "rts", "tc"),
     ),
     "localisation": Study(
         "schedule.localisation_lr",
