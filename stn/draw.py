@@ -21,6 +21,11 @@ def draw_window(warp: Warp, side_px: int = 112) -> Float[Tensor, "b 3 h w"]:
     """
     if warp.u.dim() != 4 or warp.u.shape[1] not in (1, 3):
         raise ValueError(f"draw_window takes images (B, 1 or 3, H, W), got u {tuple(warp.u.shape)}")
+    low, high = (each.item() for each in warp.u.aminmax())
+    if low < 0 or high > 1:
+        raise ValueError(
+            f"draw_window takes images in [0, 1], got u from {low:.3g} to {high:.3g}: undo a normalisation"
+        )
     u, v = (_scaled(each, side_px) for each in (warp.u, warp.v))
     x, y = (((_outline(warp) + 1) * side_px - 1) / 2).round().long().unbind(-1)
     inside = (x >= 0) & (x < side_px) & (y >= 0) & (y < side_px)

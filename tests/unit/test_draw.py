@@ -51,6 +51,12 @@ def test_a_window_out_of_the_image_or_of_nan_leaves_u_as_it_is():
         torch.testing.assert_close(picture[..., :14], u.expand(-1, 3, -1, -1))
 
 
+@pytest.mark.parametrize("u", [torch.rand(1, 1, 8, 8) - 0.5, 255 * torch.rand(1, 3, 8, 8)], ids=["normalised", "255"])
+def test_values_that_would_be_clipped_are_refused(u):
+    with pytest.raises(ValueError, match=r"^draw_window takes images in \[0, 1\], got u from [^\n]*: undo a normalis"):
+        draw_window(warp_of((0.5, 0.0, 0.0), u))
+
+
 def test_a_volume_is_refused_in_one_line():
     warp = warp_of(Affine3d.identity, torch.rand(1, 1, 4, 4, 4), Affine3d())
     with pytest.raises(ValueError, match=r"^draw_window takes images \(B, 1 or 3, H, W\), got u \(1, 1, 4, 4, 4\)$"):
