@@ -37,8 +37,9 @@ def main() -> None:
     for table in known:
         written += pages.write(results, table, found)
     by_name = {table.name: table for table in known}
-    cost = results / "speed.md"
-    written += [cost] if records.replace(cost, speed.page([by_name["table1"], by_name["table4"]], found)) else []
+    cost, validated = results / "speed.md", records.read_kept(results / "studies", curves=True)
+    content = speed.page([by_name["table1"], by_name["table4"]], found, validated)
+    written += [cost] if records.replace(cost, content) else []
     chart = ROOT / "docs/figures/results.svg"
     written += [chart] if records.replace(chart, against.by_column(by_name["table1"], found)) else []
     for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:

@@ -4,7 +4,12 @@ The runs are in runs/studies.  A record that is already kept does not change.
 """
 
 from stn.experiments.command import ROOT, Options, a_path, run, runs_folder
-from stn.experiments.results import records, studies
+from stn.experiments.results import records, speed, studies
+
+
+def validations(record: records.Record) -> list[dict[str, float]]:
+    """A run's curve, of which a study keeps the validation errors alone (for results/speed.md)."""
+    return [{"step": step, "valid/error": error} for step, error in speed.valid_errors(record)]
 
 
 def main() -> None:
@@ -14,7 +19,7 @@ def main() -> None:
     runs = ROOT / "runs/studies" if options.runs is None else runs_folder(options.runs)
     kept, page = ROOT / "results/studies", ROOT / "docs/studies.md"
     kept.mkdir(exist_ok=True)
-    new = records.keep(({k: v for k, v in r.items() if k != "curve"} for r in records.read_runs(runs)), kept)
+    new = records.keep((r | {"curve": validations(r)} for r in records.read_runs(runs)), kept)
     print(f"{len(new)} new record{'s' if len(new) != 1 else ''} in {kept / 'records.jsonl'}")
     if records.replace(page, studies.into_page(page.read_text(), records.read_kept(kept))):
         print(f"written: {page.relative_to(ROOT)}")

@@ -9,7 +9,36 @@ TABLE = tables.load(ROOT / "conf/table/table1.yaml")
 
 
 def lines(*some):
-    return [line for line in speed.page([TABLE], list(some)).splitlines() if line.startswith("|")]
+    return [line for line in speed.page([TABLE], list(some), []).splitlines() if line.startswith("|")]
+
+
+def validated(**more):
+    """An FCN on R, tested on validation data after a third, two thirds and all of its steps."""
+    curve = [{"step": 1000 * i, "valid/error": error} for i, error in ((1, 4.0), (2, 2.14), (3, 1.98))]
+    asked = ["experiment=mnist_fcn", "data.test_split=valid", "validations=3"]
+    own = {"curve": curve, "overrides": asked, "steps": 3000, "core_seconds": 90.0, "device": "A CPU"}
+    return record(schedule="fast") | own | more
+
+
+def reached(*some):
+    page = speed.page([TABLE], [], list(some))
+    return [line for line in page.splitlines() if line.startswith("| FCN")]
+
+
+def test_the_first_validation_that_rounds_to_the_papers_error_counts():
+    (line,) = reached(validated())
+    batch = validated()["config"]["schedule"]["batch_size"]
+    assert line == f"| FCN | R | `fast` | 2,000 of 3,000 | {2000 * batch:,} | 1.0 | 1.98 % | 2.1 % | A CPU |"
+
+
+def test_an_error_that_is_not_reached_is_said():
+    (line,) = reached(validated(curve=[{"step": 3000, "valid/error": 2.16}]))
+    assert line == "| FCN | R | `fast` | not in 3,000 |  |  | 2.16 % | 2.1 % | A CPU |"
+
+
+def test_a_run_of_another_recipe_and_one_without_validations_do_not_count():
+    changed = validated()["overrides"] + ["optimizer.lr=0.1"]
+    assert reached(validated(overrides=changed), validated(curve=[])) == []
 
 
 def test_a_cell_has_its_core_minutes_and_its_error():
@@ -29,4 +58,6 @@ def test_of_several_seeds_the_first_counts_and_a_failed_run_has_no_cost():
 
 def test_the_kept_page_is_that_of_the_records():
     known = [tables.load(ROOT / f"conf/table/{name}.yaml") for name in ("table1", "table4")]
-    assert (ROOT / "results/speed.md").read_text() == speed.page(known, records.read_kept(ROOT / "results"))
+    assert (ROOT / "results/speed.md").read_text() == speed.page(
+        known, records.read_kept(ROOT / "results"), records.read_kept(ROOT / "results/studies", curves=True)
+    )

@@ -1,5 +1,7 @@
 """The cost of an error: the core-minutes of every cell of a table under each schedule, with the error it reached."""
 
+from typing import Any
+
 from stn.experiments.results.pages import in_markdown
 from stn.experiments.results.records import Record, core_seconds
 from stn.experiments.results.tables import Table, belongs, cell_of
@@ -11,11 +13,25 @@ end. Read along a row, from the cheapest schedule to the dearest, to see what a 
 
 The minutes are CPU time (`core_seconds`) where the record has it, which is so under `quick` and `fast`: compare these.
 Older records have none. Their minutes are seconds times threads on a machine that did other work beside, up to several
-times too long. At which step a run first reached the paper's error is not recorded."""
+times too long."""
+UNTIL = """## Until the paper's error, on validation
+
+Runs that leave out the validation images and are tested on them during training. *Steps* is the first such test with an
+error that rounds to the paper's or less; images and core-minutes are those up to it, without the tests themselves. A
+cycle ends with small steps, and the error falls most there, so a shorter schedule may get there sooner than these.
+
+```bash
+python run.py experiment=mnist_fcn data/distortion=r data.test_split=valid validations=30 runs_dir=runs/studies
+python scripts/studies.py && make records
+```"""
 
 
-def page(tables: list[Table], records: list[Record]) -> str:
-    """A Markdown page with one table for each of `tables`: its cells by schedule, for the first seed."""
+def page(tables: list[Table], records: list[Record], validated: list[Record]) -> str:
+    """A Markdown page with one table for each of `tables`: its cells by schedule, for the first seed.
+
+    `validated` are records of runs on validation data, with their curves: a last table says when they reached the
+    paper's error.
+    """
     parts = [HEAD]
     for table in tables:
         found: dict[tuple[str, str], dict[str, Record]] = {}
@@ -37,6 +53,10 @@ def page(tables: list[Table], records: list[Record]) -> str:
                 if of_cell:
                     lines.append([name, label, *figures, "" if printed is None else f"{printed} %"])
         parts.append(f"## {table.title}\n\n" + in_markdown(lines))
+    reached = [line for table in tables for line in _until(table, validated)]
+    if reached:
+        head = ["Model", "Data", "Schedule", "Steps", "Images", "Core-minutes", "Lowest error", "Paper", "Processor"]
+        parts += [UNTIL, in_markdown([head, [*["---"] * 3, *["---:"] * 5, "---"], *reached])]
     return "\n\n".join(parts) + "\n"
 
 
@@ -44,3 +64,43 @@ def _cell(table: Table, record: Record | None) -> str:
     if record is None:
         return ""
     return f"{core_seconds(record) / 60:.1f} min: {float(record['metrics'][table.metric]):.2f} %"
+
+
+def _until(table: Table, validated: list[Record]) -> list[list[str]]:
+    """A line for every cell with a run on validation data and a figure in the paper, by column and row."""
+    found: dict[tuple[str, str, str], Record] = {}
+    for record in sorted(validated, key=lambda r: r["seed"]):
+        if valid_errors(record) and belongs(table, as_tested(record)):
+            found.setdefault((*cell_of(table, record), record["schedule"]), record)
+    lines = []
+    for column, label in table.columns.items():
+        for row, name in table.rows.items():
+            for (*cell, schedule), record in sorted(found.items()):
+                printed = table.paper.get(row, {}).get(column)
+                if cell == [row, column] and printed is not None:
+                    lines.append(
+                        [name, label, f"`{schedule}`", *_first(record, printed), f"{printed} %", record["device"]]
+                    )
+    return lines
+
+
+def _first(record: Record, wanted: float) -> list[str]:
+    """Steps, images and core-minutes up to the first validation error that rounds to `wanted` or less; the lowest."""
+    errors, steps = valid_errors(record), record["steps"]
+    lowest = f"{min(error for _, error in errors):.2f} %"
+    step = next((step for step, error in errors if round(error, 1) <= wanted), None)
+    if step is None:
+        return [f"not in {steps:,}", "", "", lowest]
+    images = step * record["config"]["schedule"]["batch_size"]
+    return [f"{step:,} of {steps:,}", f"{images:,}", f"{core_seconds(record) * step / steps / 60:.1f}", lowest]
+
+
+def valid_errors(record: Record) -> list[tuple[int, float]]:
+    """The steps of a run's validations, and their errors in percent."""
+    return [(entry["step"], entry["valid/error"]) for entry in record.get("curve", []) if "valid/error" in entry]
+
+
+def as_tested(record: Record) -> dict[str, Any]:
+    """The record of a run on validation data as if it were one on the test set."""
+    own = ("data.test_split=", "validations=")
+    return record | {"overrides": [word for word in record["overrides"] if not word.startswith(own)]}

@@ -160,6 +160,8 @@ def markdown(study: str, records: Iterable[Record]) -> str:
     what, rows = STUDIES[study], results(study, records)
     on_r = {(row[0], width, *row[3:]): error(cell) for row, cells in results("width", records).items()
             if row[1] == "r" for width, cell in cells.items()}  # fmt: skip
+    if study == "recipe":  # runs of a schedule alone are for results/speed.md
+        rows = {row: cells for row, cells in rows.items() if len(cells) > 1}
     used = [value for value in what.values if any(value in cells for cells in rows.values())]
     lines = [["Model", "Steps x batch", *(what.values[value] for value in used), "Paper"]]
     lines.append(["---", *["---:"] * (len(lines[0]) - 1)])
