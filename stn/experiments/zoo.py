@@ -65,25 +65,32 @@ def find(root: Path = ROOT, runs: Path | None = None, damaged: list[str] | None 
     return {name: entry for name, entry in found.items() if entry.weights.is_file()}
 
 
+def tested(record: records.Record) -> bool:
+    """Whether a run was tested on the test images, and so trained on all others."""
+    return bool(record["config"]["data"].get("test_split", "test") == "test")
+
+
 def longest(experiment: str, root: Path = ROOT, runs: Path | None = None, **data: Any) -> str | None:
     """The id of the network of an experiment that was trained longest on data with these values; None if there is none.
 
-    `distortion` is given by its name.
+    `distortion` is given by its name.  Networks of runs that were tested on validation data do not count.
     """
 
     def fits(record: records.Record) -> bool:
         has = record["config"]["data"]
         has = has | {"distortion": has["distortion"]["name"]} if "distortion" in has else has
-        return record["experiment"] == experiment and data.items() <= has.items()
+        return record["experiment"] == experiment and tested(record) and data.items() <= has.items()
 
     mine = {name: entry.record["steps"] for name, entry in find(root, runs).items() if fits(entry.record)}
     return max(mine, key=lambda name: mine[name], default=None)
 
 
 def best_transformer(distortion: str, root: Path = ROOT, runs: Path | None = None) -> str:
-    """The id of the network with a spatial transformer that has the lowest error on a distortion of MNIST."""
+    """The id of the network with a spatial transformer that has the lowest test error on a distortion of MNIST."""
     errors = {}
     for name, entry in find(root, runs).items():
+        if not tested(entry.record):
+            continue
         data, model = entry.record["config"]["data"], entry.record["config"]["model"]
         if data["name"] == "mnist" and data["distortion"]["name"] == distortion and model.get("transform"):
             errors[name] = entry.record["metrics"].get("test/error", 100.0)

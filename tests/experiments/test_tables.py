@@ -119,6 +119,28 @@ def test_a_run_that_differs_from_its_row_is_in_no_table(override):
     assert tables.schedules(TABLE, [record(extra=[override])]) == []
 
 
+def test_a_run_on_another_data_set_is_in_no_table():
+    table1 = next(table for table in KNOWN if table.name == "table1")
+    run = record(distortion="rts", extra=["data=addition"])
+    assert tables.belongs(table1, run)
+    run["config"]["data"]["name"] = "addition"
+    assert not tables.belongs(table1, run)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"steps": 200}, {"revisions": {"data": 2, "model": 1, "objective": 1, "step": 1}}],
+    ids=["steps", "revisions"],
+)
+def test_runs_that_were_computed_otherwise_share_no_mean(change):
+    older = [record(seed=seed, error=9.0, finished_at=f"2026-01-0{seed + 1}") for seed in (0, 1)]
+    newer = record(seed=0, error=2.0, finished_at="2026-02-01") | change
+    first = record(seed=0, error=5.0, distortion="e", finished_at="2026-01-01")  # alone in its cell
+    assert text(*older, first, newer) == ["2.00 ± 0.27 (1)", "5.00 ± 0.43 (1)", "-", "-"]
+    told = pages.describe([*older, first, newer], TABLE, "short", 1000)
+    assert told.endswith("  2 of other code or steps than the newest of their cells left out.")
+
+
 @pytest.mark.parametrize(
     "override",
     ["seed=3", "budget=1000", "threads=1", "logger=none", "data.root=/x", "table=table1", "hydra.verbose=true",

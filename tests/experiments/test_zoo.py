@@ -113,6 +113,14 @@ def test_the_longest_training_is_found_by_experiment_and_data(runs):
     assert zoo.longest("nothing", ROOT, runs) is None
 
 
+def test_a_network_tested_on_validation_data_is_no_result(runs):
+    config = record("x")["config"]
+    held_out = config | {"data": config["data"] | {"test_split": "valid"}}
+    write(runs, record("held_out", error=0.0, steps=10_000, config=held_out))
+    assert zoo.longest("mnist_st_fcn_affine", ROOT, runs, distortion="rts") == "other"
+    assert zoo.best_transformer("rts", ROOT, runs) != "held_out"
+
+
 def test_the_best_transformer_has_the_lowest_error(runs):
     assert zoo.best_transformer("rts", ROOT, runs) != "one"
     write(runs, record("best", error=0.0))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from stn.experiments.results.cells import BESIDE, SPREAD, Cell
 from stn.experiments.results.records import Record, core_seconds, replace
-from stn.experiments.results.tables import Table, belongs, blocks, cells
+from stn.experiments.results.tables import Table, alike, belongs, blocks, cells
 
 CSV_COLUMNS = ("row", "column", "schedule", "budget", "params", "n", "mean", "std", "paper", "synthetic")
 
@@ -30,7 +30,9 @@ def grid(table: Table, found: list[Cell]) -> list[list[str]]:
 
 def describe(records: list[Record], table: Table, schedule: str, budget: int | None) -> str:
     """A summary: the data if synthetic, schedule, steps, size, seeds, time, machine and precision."""
-    mine = [r for r in records if belongs(table, r) and (r["schedule"], r["budget"]) == (schedule, budget)]
+    found = [r for r in records if belongs(table, r) and (r["schedule"], r["budget"]) == (schedule, budget)]
+    mine = alike(table, found)
+    others = len(found) - len(mine)
     finished = [r for r in mine if r["status"] == "finished"]
     data = ", ".join(sorted({r["config"]["data"]["name"] for r in mine}))
     synthetic = f"**Synthetic data: {data}.**  " if any(r["synthetic"] for r in mine) else ""
@@ -47,7 +49,7 @@ def describe(records: list[Record], table: Table, schedule: str, budget: int | N
         f"{synthetic}Schedule `{schedule}`: {_steps(table, finished)}.  {_size(finished, budget)}.  "
         f"{seed} {', '.join(map(str, seeds))}.  {len(finished)} {run} took {hours:.1f} core-hours of training in all, "
         f"on {devices}, {' or '.join(map(str, threads))} thread{'s' * (threads[-1] > 1)}, in {precision}."
-    )
+    ) + (f"  {others} of other code or steps than the newest of their cells left out." if others else "")
 
 
 def _steps(table: Table, finished: list[Record]) -> str:

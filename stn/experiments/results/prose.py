@@ -69,9 +69,9 @@ def find(address: str, known: list[tables.Table], records: list[Record]) -> Foun
         return []
     cells = dict(zip(product(table.rows, table.columns), tables.cells(table, *block), strict=True))
     runs: dict[tuple[str, str], list[Record]] = {}
-    for record in block[0]:
-        if tables.belongs(table, record) and (record["schedule"], record["budget"]) == block[1:]:
-            runs.setdefault(tables.cell_of(table, record), []).append(record)
+    mine = [r for r in block[0] if tables.belongs(table, r) and (r["schedule"], r["budget"]) == block[1:]]
+    for record in tables.alike(table, mine):
+        runs.setdefault(tables.cell_of(table, record), []).append(record)
     return [(cells[key], runs[key]) for key in product(rows, columns) if cells[key].values]
 
 

@@ -20,6 +20,7 @@ class Table:
     """Rows are experiments, columns values of one config key, `paper` the printed figures by row and column.
 
     `borrowed` rows belong to another table and are shown for comparison: their records alone do not make a table.
+    `data` names the data sets whose runs count, any if it is empty.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Table:
     paper: dict[str, dict[str, float]]
     notes: list[str]
     borrowed: list[str] = field(default_factory=list)
+    data: list[str] = field(default_factory=list)
 
     @property
     def own_keys(self) -> set[str]:
@@ -90,15 +92,30 @@ def column_of(table: Table, record: Record) -> str:
 
 
 def belongs(table: Table, record: Record) -> bool:
-    """Whether a record belongs to this table: one of its experiments, unchanged, in one of its columns.
-
-    Another data set (data=NAME) with the same columns counts, too: synthetic data have their own block.
-    """
+    """Whether a record belongs to this table: one of its experiments, unchanged, on its data, in one of its columns."""
     if record["experiment"] not in table.rows:
+        return False
+    if table.data and record["config"]["data"].get("name") not in table.data:
         return False
     keys = {override.split("=")[0].lstrip("+~") for override in record["overrides"]}
     foreign = {key for key in keys - NEUTRAL - table.own_keys if not key.startswith(("hydra", "logger"))}
     return not foreign and column_of(table, record) in table.columns
+
+
+def alike(table: Table, records: list[Record]) -> list[Record]:
+    """Of records that belong to a table, those that were computed as the newest of their cell was.
+
+    Runs of other code (`revisions`), of another number of steps or of other batches do not make a mean with it.
+    """
+
+    def cell(record: Record) -> tuple[Any, ...]:
+        return *cell_of(table, record), record["schedule"], record["budget"], record["synthetic"]
+
+    def how(record: Record) -> tuple[Any, ...]:
+        return record["steps"], record["config"]["schedule"].get("batch_size"), record["revisions"]
+
+    newest = {cell(r): how(r) for r in sorted(records, key=lambda r: r.get("finished_at") or "")}
+    return [record for record in records if how(record) == newest[cell(record)]]
 
 
 def cell_of(table: Table, record: Record) -> tuple[str, str]:
@@ -139,30 +156,28 @@ def blocks(table: Table, records: list[Record]) -> list[tuple[list[Record], str,
 def cells(table: Table, records: list[Record], schedule: str, budget: int | None) -> list[Cell]:
     """Every cell of the table, row by row; a cell without a record has no values."""
     found: dict[tuple[str, str], dict[int, Record]] = {}
-    for record in records:
-        if belongs(table, record) and (record["schedule"], record["budget"]) == (schedule, budget):
-            column = column_of(table, record)
-            # a seed counts once, although another precision makes another run
-            found.setdefault((record["experiment"], column), {}).setdefault(record["seed"], record)
+    mine = [r for r in records if belongs(table, r) and (r["schedule"], r["budget"]) == (schedule, budget)]
+    for record in alike(table, mine):  # a seed counts once, although another precision makes another run
+        found.setdefault(cell_of(table, record), {}).setdefault(record["seed"], record)
     result = []
     for experiment, row in table.rows.items():
         for value, column in table.columns.items():
-            mine = list(found.get((experiment, value), {}).values())
-            data = mine[0]["config"]["data"].get("name") if mine else None
+            runs = list(found.get((experiment, value), {}).values())
+            data = runs[0]["config"]["data"].get("name") if runs else None
             images = TEST_IMAGES.get(str(data))
             if images and data == "colocalisation":  # every seed has its own images
-                images *= len(mine)
+                images *= len(runs)
             result.append(
                 Cell(
                     row=row,
                     column=column,
                     schedule=schedule,
                     budget=budget,
-                    params=mine[0]["params"] if mine else None,
-                    values=[float(r["metrics"][table.metric]) for r in mine if table.metric in r["metrics"]],
-                    failed=sum(r["status"] == "failed" for r in mine),
+                    params=runs[0]["params"] if runs else None,
+                    values=[float(r["metrics"][table.metric]) for r in runs if table.metric in r["metrics"]],
+                    failed=sum(r["status"] == "failed" for r in runs),
                     paper=table.paper.get(experiment, {}).get(value),
-                    synthetic=any(r["synthetic"] for r in mine),
+                    synthetic=any(r["synthetic"] for r in runs),
                     images=images,
                 )
             )
