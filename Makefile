@@ -1,7 +1,7 @@
 # Every target sets up what it needs: a virtual environment in .venv, the pinned packages, the data in data/.
 # Recipes use variables from the environment, "$$SCHEDULE", so that quotes in a value cannot break them.
 PYTHON ?= python3# 3.10 to 3.13
-SCHEDULE ?= fast# smoke | quick | fast | onecycle | paper, or any other of conf/schedule
+SCHEDULE ?=# smoke | quick | fast | onecycle | paper, or any other of conf/schedule; none: the table's own (Table 1: fast)
 SEEDS ?= 0# such as 0,1,2
 ROWS ?=# only these rows of a table: experiments, such as mnist_fcn,mnist_st_fcn_tps
 COLUMNS ?=# only these columns, such as r,rts (Table 2: 64,128; Table 5: digits; 3D: 28.0,16.0)
@@ -52,28 +52,22 @@ data-cub: $(SETUP) ## fetch, check and unpack CUB-200-2011 (1.2 GB) into data/cu
 
 reproduce-table1: data ## Table 1: train unfinished runs, then make the table (SCHEDULE, ROWS, COLUMNS, SEEDS, LAUNCHER, ARGS)
 
-reproduce-table2: SCHEDULE = svhn
 reproduce-table2: COLUMN = data.size_px
 reproduce-table2: ## Table 2, likewise: SVHN, or rendered house numbers (SCHEDULE=svhn_small ARGS=data=svhn_rendered)
 
-reproduce-table3: SCHEDULE = cub
 reproduce-table3: COLUMN = data
 reproduce-table3: ## Table 3, likewise: birds, or synthetic ones (SCHEDULE=cub_small ARGS=data=synthetic_birds)
 
 reproduce-table4: data ## Table 4: MNIST addition, likewise
 
-reproduce-table5: SCHEDULE =
 reproduce-table5: COLUMN = data.digit
 reproduce-table5: data ## Table 5, likewise: co-localisation with its own schedules, 60 cells of half a minute to two minutes
 
-reproduce-3d: SCHEDULE = fast_3d
 reproduce-3d: COLUMN = data.thickness_px
-reproduce-3d: data ## 3D MNIST (A.3, Figure 5), likewise; SCHEDULE is fast_3d unless given
+reproduce-3d: data ## 3D MNIST (A.3, Figure 5), likewise
 
-reproduce-uses: SCHEDULE = quick
 reproduce-uses: data ## other uses on RTS: theta fed forward, series, output size, recurrence (docs/uses.md)
 
-reproduce-pooled: SCHEDULE = fast_sgd
 reproduce-pooled: data ## A.4's average pool with and without the transformer before it, on RTS and TC
 
 $(TABLES): reproduce-%: $(SETUP)
@@ -83,7 +77,7 @@ $(TABLES): reproduce-%: $(SETUP)
 	$(PY) scripts/table.py $* $${SCHEDULE:+--schedule "$$SCHEDULE"} && exit $$status
 
 status: $(SETUP) ## the cells of TABLE that are done, running, failed or missing, and the time left (SCHEDULE, SEEDS)
-	@$(PY) scripts/status.py "$$TABLE" --schedule "$$SCHEDULE" --seeds "$$SEEDS"
+	@$(PY) scripts/status.py "$$TABLE" $${SCHEDULE:+--schedule "$$SCHEDULE"} --seeds "$$SEEDS"
 
 dashboard: $(SETUP) ## W&B workspace and report of TABLE; needs a W&B account
 	@$(PY) scripts/dashboard.py "$$TABLE"

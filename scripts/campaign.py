@@ -32,11 +32,11 @@ from stn.experiments.yaml_files import read_yaml
 
 PAPER = ("table1", "table4")
 DEFAULT: dict[str, tuple[str | None, list[str], str]] = {
-    # table: its schedule (None: each row's own), the overrides of every cell, and the data folder that it needs
-    "pooled": ("fast_sgd", [], "mnist"),
-    "uses": ("quick", [], "mnist"),
+    # table: its schedule (None: its own), the overrides of every cell, and the data folder that it needs
+    "pooled": (None, [], "mnist"),
+    "uses": (None, [], "mnist"),
     "table5": (None, [], "mnist"),
-    "3d": ("fast_3d", [], "mnist"),
+    "3d": (None, [], "mnist"),
     "table2": ("svhn_small", ["data=svhn_rendered"], "svhn_rendered"),
     "table3": ("cub_small", ["data=synthetic_birds"], "synthetic_birds_2"),
 }
@@ -83,7 +83,8 @@ def of_table(name: str, schedule: str | None, seed: int, words: list[str], pace:
     cells = []
     for row in chosen:
         experiment = next(word for word in row if word.startswith("experiment=")).split("=")[1]
-        cells.append(Cell((*row, *words, f"seed={seed}", *shorter), steps(experiment, *words)))
+        chosen_schedule = [word for word in row if word.startswith("schedule=")]
+        cells.append(Cell((*row, *words, f"seed={seed}", *shorter), steps(experiment, *chosen_schedule, *words)))
     return sorted(cells, key=lambda cell: pace(cell) * cell.steps)
 
 

@@ -48,33 +48,39 @@ def main() -> None:
     names = sorted(path.stem for path in (ROOT / "conf/table").glob("*.yaml"))
     parser = Options(__doc__)
     parser.add_argument("table", choices=names)
-    parser.add_argument("--schedule", default="fast", help="default: fast")
+    parser.add_argument("--schedule", help="default: the table's own")
     parser.add_argument("--budget", type=a_number(1, 10**12), help="count only runs with this budget")
     parser.add_argument("--seeds", default="0", help="such as 0,1,2 or range(3); default: 0")
     parser.add_argument("--runs", type=a_path, help="folder of your own runs (default: runs)")
     options = parser.parse_args()
     resolvers.register()
 
-    table = tables.load(ROOT / "conf/table" / f"{options.table}.yaml")
-    runs, schedule = runs_folder(options.runs), tables.schedule(ROOT / "conf", options.schedule)
+    file = ROOT / "conf/table" / f"{options.table}.yaml"
+    table, wanted = tables.load(file), tables.own_schedules(file)
+    if options.schedule is not None:
+        wanted = dict.fromkeys(wanted, options.schedule)
+    smoke = any(tables.schedule(ROOT / "conf", name).get("smoke", False) for name in wanted.values())
+    runs = runs_folder(options.runs)
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):  # the steps may depend on a row's classifier
-        steps = {row: compose("config", [f"experiment={row}", f"schedule={options.schedule}"]).schedule.steps
-                 for row in table.rows}  # fmt: skip
+        steps = {row: compose("config", [f"experiment={row}", f"schedule={schedule}"]).schedule.steps
+                 for row, schedule in wanted.items()}  # fmt: skip
     damaged: list[str] = []
-    own = [*records.read_runs(runs, damaged, schedule.get("smoke", False)), *unfinished(runs)]
+    own = [*records.read_runs(runs, damaged, smoke), *unfinished(runs)]
     known = [r for r in [*own, *records.read_kept(ROOT / "results", damaged=damaged)]
              if tables.belongs(table, r) and r["status"] == "finished"]  # fmt: skip
-    known = [r for r in known if r["schedule"] == options.schedule] or known
+    known = [r for r in known if r["schedule"] == wanted[r["experiment"]]] or known
     cells: dict[tuple[str, Any, int], records.Record] = {}
     for record in own:
-        wanted = record["schedule"] == options.schedule and options.budget in (None, record["budget"])
-        if wanted and tables.belongs(table, record):
+        if not tables.belongs(table, record) or options.budget not in (None, record["budget"]):
+            continue
+        if record["schedule"] == wanted[record["experiment"]]:
             cells.setdefault((*tables.cell_of(table, record), record["seed"]), record)
 
     counts: Counter[str] = Counter()
     left: list[float | None] = []
     paces = [r["seconds"] / r["steps"] for r in known]
-    title = f"{table.title.split(':')[0]}, schedule {options.schedule}: the runs in {runs}"
+    schedules = " or ".join(dict.fromkeys(wanted.values()))
+    title = f"{table.title.split(':')[0]}, schedule {schedules}: the runs in {runs}"
     shown = RichTable(table.unit, *table.columns.values(), title=title)
     for experiment, row in table.rows.items():
         line = []

@@ -1,5 +1,6 @@
 """Make a table of the paper from the records: in the terminal, results/<table>.md and results/<table>.csv.
 
+The terminal shows the table's own schedule, if it has runs under it, else all; the files have all schedules.
 Your own run (in runs/) replaces the kept record (in results/records.jsonl) of the same run.  Smoke runs, whose figures
 mean nothing, are shown with that warning, and no file is written.
 """
@@ -15,20 +16,24 @@ def main() -> None:
     known = sorted(path.stem for path in (ROOT / "conf/table").glob("*.yaml"))
     parser = Options(__doc__)
     parser.add_argument("table", choices=known)
-    parser.add_argument("--schedule", help="show only this schedule's table (the files have all)")
+    parser.add_argument("--schedule", help="show this schedule's table instead")
     parser.add_argument("--runs", type=a_path, help="folder of your own runs (default: runs)")
     parser.add_argument("--out", type=a_path, default=ROOT / "results", help="folder for the files (default: results)")
     options = parser.parse_args()
     runs = runs_folder(options.runs)
     smoke = options.schedule is not None and tables.schedule(ROOT / "conf", options.schedule).get("smoke", False)
-    table = tables.load(ROOT / "conf/table" / f"{options.table}.yaml")
+    file = ROOT / "conf/table" / f"{options.table}.yaml"
+    table = tables.load(file)
     damaged: list[str] = []
     own = records.read_runs(runs, damaged, smoke)
     ids = {record["id"] for record in own}
     found = own if smoke else records.and_kept(own, ROOT / "results", damaged)
-    console, shown = Console(), 0
-    for block, schedule, budget in tables.blocks(table, found):
-        if options.schedule in (None, schedule):
+    console, shown, blocks = Console(), 0, tables.blocks(table, found)
+    wanted = set(tables.own_schedules(file).values()) if options.schedule is None else {options.schedule}
+    if options.schedule is None and not any(schedule in wanted for _, schedule, _ in blocks):
+        wanted = {schedule for _, schedule, _ in blocks}
+    for block, schedule, budget in blocks:
+        if schedule in wanted:
             header, *body = pages.grid(table, tables.cells(table, block, schedule, budget))
             title = f"{table.title} (smoke: these figures mean nothing)" if smoke else table.title
             lines = RichTable(*header, title=title)

@@ -12,6 +12,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from examples import TABLE, record, save
+from hydra import compose, initialize_config_dir
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 from scipy.stats import binomtest
@@ -117,6 +118,16 @@ def test_a_cell_says_whether_runs_are_missing_or_failed():
 def test_a_run_that_differs_from_its_row_is_in_no_table(override):
     assert text(record(extra=[override])) == ["-", "-", "-", "-"]
     assert tables.schedules(TABLE, [record(extra=[override])]) == []
+
+
+def test_the_own_schedule_of_every_row_is_what_hydra_composes():
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        for file in sorted((ROOT / "conf/table").glob("*.yaml")):
+            swept = compose("config", [f"table={file.stem}"], return_hydra_config=True).hydra.sweeper.params
+            words = [f"schedule={swept.schedule}"] if "schedule" in swept else []
+            for row, schedule in tables.own_schedules(file).items():
+                composed = compose("config", [f"experiment={row}", *words], return_hydra_config=True)
+                assert composed.hydra.runtime.choices.schedule == schedule, (file, row)
 
 
 def test_a_run_on_another_data_set_is_in_no_table():
@@ -356,6 +367,7 @@ def script(tmp_path, monkeypatch, capsys):
     """A script in a project of its own: its exit status or message, and its output."""
     for part in ("table", "experiment", "schedule"):
         shutil.copytree(ROOT / "conf" / part, tmp_path / "conf" / part)
+    shutil.copy(ROOT / "conf/config.yaml", tmp_path / "conf")
     for part in ("results/weights", "docs/figures", "runs"):
         (tmp_path / part).mkdir(parents=True)
     (tmp_path / "README.md").touch()
@@ -371,6 +383,16 @@ def script(tmp_path, monkeypatch, capsys):
         return 0, capsys.readouterr().out
 
     return run
+
+
+def test_without_a_schedule_the_table_script_shows_the_tables_own(script, tmp_path):
+    longer = record(error=1.0, schedule="paper", steps=900)
+    save(tmp_path / "runs", longer)
+    assert "Schedule paper" in script("table.py", "table1")[1].replace("`", "")  # all, while there is none of its own
+    save(tmp_path / "runs", record(error=2.0, schedule="fast"))
+    shown = script("table.py", "table1")[1].replace("`", "")
+    assert "Schedule fast" in shown
+    assert "Schedule paper" not in shown
 
 
 def test_the_table_script_shows_own_and_kept_records(script, tmp_path):

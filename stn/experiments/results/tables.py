@@ -74,6 +74,20 @@ def _row(table: Path, experiment: str) -> dict[str, Any]:
     return row
 
 
+def own_schedules(file: Path) -> dict[str, str]:
+    """The schedule of every row of a table's file: that of its sweep, else of its experiment, else the default."""
+    content, conf = read_yaml(file), file.parents[1]
+    swept, usual = content["hydra"]["sweeper"]["params"].get("schedule"), _schedule_in(conf / "config.yaml")
+    rows = [next(iter(row)) if isinstance(row, dict) else row for row in content["table"]["rows"]]
+    return {row: swept or _schedule_in(conf / f"experiment/{row}.yaml") or usual for row in rows}
+
+
+def _schedule_in(file: Path) -> str:
+    """The schedule that a config file chooses, empty if it chooses none."""
+    choices = [entry for entry in read_yaml(file).get("defaults", []) if isinstance(entry, dict)]
+    return next((str(c[key]) for c in choices for key in c if key.split("/")[-1] == "schedule"), "")
+
+
 def schedule(conf: Path, name: str) -> dict[str, Any]:
     """A file of conf/schedule.  Raises ValueError if there is none of that name."""
     known = {path.stem: path for path in sorted((conf / "schedule").glob("*.yaml"))}
