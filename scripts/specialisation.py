@@ -1,7 +1,7 @@
 """Measure which of Table 4's parallel spatial transformers carries which channel (stn/experiments/specialisation.py).
 
-Writes spreads and shares over the whole test set for every 2xST experiment.  Its network is the one trained longest
-among your own runs in runs/ and results/weights.
+Writes spreads and shares over the whole test set for every 2xST-FCN among your own runs in runs/ and results/weights.
+Those of other networks, measured before, stay in the file.
 """
 
 import json
@@ -21,19 +21,24 @@ def main() -> None:
     parser.add_argument("--out", type=a_file, default=file, help="default: results/table4_specialisation.json")
     options = parser.parse_args()
     runs = runs_folder(options.runs)
-    measured = []
-    for experiment in sorted(path.stem for path in (ROOT / "conf/experiment").glob("addition_2xst_*.yaml")):
-        name = zoo.longest(experiment, ROOT, runs)
-        if name is None:
-            print(f"skipped: no trained {experiment}: train it with `make reproduce-table4`")
-            continue
+    before = json.loads(options.out.read_text()) if options.out.exists() else []
+    measured = {each["id"]: each for each in before}
+    names = [name for name, entry in zoo.find(ROOT, runs).items()
+             if entry.record["experiment"].startswith("addition_2xst_fcn") and zoo.tested(entry.record)]  # fmt: skip
+    if not names:
+        raise ValueError("no trained network of Table 4 has two transformers: run `make reproduce-table4`")
+    for name in names:
         recorded = zoo.load(name, ROOT, runs)
         data = build.data_set(recorded.record["config"]["data"], ROOT / "data")
-        measured.append({key: recorded.record.get(key) for key in KEPT} | measure(recorded.network, data))
+        try:
+            found = measure(recorded.network, data)
+        except ValueError as error:
+            print(f"skipped: {name}: {error}")
+            continue
+        measured[name] = {key: recorded.record.get(key) for key in KEPT} | found
         print(f"measured: {name}", flush=True)
-    if not measured:
-        raise ValueError("no trained network of Table 4 has two transformers: run `make reproduce-table4`")
-    records.replace(options.out, json.dumps(measured, indent=1) + "\n")
+    listed = [measured[name] for name in sorted(measured)]
+    records.replace(options.out, json.dumps(listed, indent=1) + "\n")
     print(f"written: {options.out}")
 
 

@@ -36,8 +36,11 @@ def shown_pose(
     squares = digit.square().sum(-1)
     weight = torch.exp((squares.amin(1, keepdim=True) - squares) / 2)[..., None]  # 1 at the nearest pixel
     gram, moment = target.T @ (weight * target), target.T @ (weight * digit)
-    m = torch.linalg.solve(gram, moment).mT  # digit = m (target, 1)
-    back = torch.linalg.inv(m[:, :, :2])
+    solved, singular = torch.linalg.solve_ex(gram, moment)
+    m = solved.mT  # digit = m (target, 1)
+    back, flat = torch.linalg.inv_ex(m[:, :, :2])
+    if lost := int((singular.bool() | flat.bool()).sum()):
+        raise ValueError(f"a window shows no digit in {lost} of {len(m)} images, which so have no pose")
     return torch.cat([back, -back @ m[:, :, 2:]], dim=2)
 
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from composing import compose
 from ranges import DISTORTIONS
 
-from stn import Affine, Projective, SpatialTransformer, ThinPlateSpline, regular_grid, trace
+from stn import Affine, Projective, Regression, SpatialTransformer, ThinPlateSpline, regular_grid, trace
 from stn.experiments import build as by_name
 from stn.experiments.datasets.addition import MnistAddition
 from stn.experiments.networks.mnist import StClassifier, build, cnn, fcn
@@ -305,6 +305,15 @@ def test_untrained_transformers_prefer_no_channel(pairs):
     for row in said["carried"]:
         assert row["rotation_std_deg"] == pytest.approx(said["raw_rotation_std_deg"][row["channel"] - 1], rel=0.05)
         assert row["share_rotation"] == pytest.approx(0.5, abs=0.2)
+
+
+def test_a_window_that_has_left_the_image_has_no_pose(pairs):
+    network = make("2xST-FCN", 300_000).eval()
+    last = [module for module in network.modules() if isinstance(module, Regression)][-1]
+    with torch.no_grad():
+        last.bias.copy_(-last.identity + 1e9 * (last.identity == 0))  # every point far away, at one place
+    with pytest.raises(ValueError, match=r"^a window shows no digit in \d+ of \d+ images, which so have no pose$"):
+        measure(network, pairs)
 
 
 def test_what_has_no_pose_cannot_be_measured(pairs):
