@@ -150,6 +150,12 @@ def test_a_localisation_without_a_transform_is_refused():
         build((1, 28, 28), 10, BUDGET, fcn, fully_connected)
 
 
+@pytest.mark.parametrize("given", [{"transform": Affine()}, {"transformers": 2}])
+def test_a_transformer_without_a_localisation_is_refused(given):
+    with pytest.raises(ValueError, match=r"^model\.localisation is missing: [^\n]* set model\.transform=null and [^\n]*$"):
+        build((1, 28, 28), 10, BUDGET, fcn, **given)
+
+
 @pytest.mark.parametrize("family", ["ST-FCN", "ST-CNN"])
 @pytest.mark.parametrize(("side_px", "seen_px"), [(28, 28), (42, 21), (60, 30)])
 def test_the_classifier_sees_v_averaged_by_2_on_a_large_canvas(family, side_px, seen_px):
