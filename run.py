@@ -41,41 +41,46 @@ CONF = command.ROOT / "conf"
 resolvers.register()
 
 
-def check_keys(cfg: Any, choices: dict[str, str | None]) -> None:
-    """Raise ValueError on a key that is neither in conf/config.yaml nor in a chosen group's file.
+GLOBAL = ("experiment", "schedule", "table")  # their files set keys of any group
 
-    Hydra checks the command line, but accepts any key in an experiment file.
+
+def check_keys(cfg: Any, choices: dict[str, str | None]) -> None:
+    """Raise ValueError on a key that is neither in conf/config.yaml nor in the file of a chosen group that has its own.
+
+    Hydra checks the command line, but accepts any key in the files of `GLOBAL`.
     """
     if "experiment" in cfg:
         raise ValueError(
             f"experiment={choices.get('experiment')}: its file is empty or does not begin with `# @package _global_`"
         )
-    known: Any = OmegaConf.load(CONF / "config.yaml")
+    known: Any = OmegaConf.merge(OmegaConf.load(CONF / "config.yaml"), {"table": None, "hydra": None})
     loggers = cfg.get("logger") if isinstance(cfg.get("logger"), DictConfig) else {}  # several loggers
+    places: dict[str, Any] = {}
     for group, option in [*choices.items(), *(("logger", name) for name in loggers)]:
         file = CONF / group / f"{option}.yaml"
-        if group != "experiment" and file.is_file():
+        if file.is_file():
             content: Any = OmegaConf.load(file)
-            if "@package _global_" not in file.read_text():
-                for part in reversed(group.split("/")):
-                    content = {part: content}
+            if group in GLOBAL:
+                places[f"conf/{group}/{option}.yaml"] = content
+                continue
+            for part in reversed(group.split("/")):
+                content = {part: content}
             known = OmegaConf.merge(known, content)
 
-    def compare(node: Any, allowed: Any, path: str) -> None:
+    def compare(node: Any, allowed: Any, path: str, place: str) -> None:
         if not isinstance(node, dict):
             return
         for key, value in node.items():
             if not isinstance(allowed, dict) or key not in allowed:
                 valid = ", ".join(map(str, allowed)) if isinstance(allowed, dict) else "none"
-                raise ValueError(
-                    f"unknown key {path}{key} in experiment={choices.get('experiment')}: valid here: {valid}"
-                )
+                raise ValueError(f"unknown key {path}{key} in {place}: valid here: {valid}")
             if allowed[key] is not None and not isinstance(
                 allowed[key], str
             ):  # null and an interpolation accept any value
-                compare(value, allowed[key], f"{path}{key}.")
+                compare(value, allowed[key], f"{path}{key}.", place)
 
-    compare(OmegaConf.to_container(cfg), OmegaConf.to_container(known), "")
+    for place, content in [*places.items(), (f"experiment={choices.get('experiment')}", cfg)]:
+        compare(OmegaConf.to_container(content), OmegaConf.to_container(known), "", place)
 
 
 # launchers are extras: hydra/launcher=NAME needs `make setup EXTRAS=EXTRA`

@@ -3,6 +3,7 @@
 import json
 import re
 import runpy
+import shutil
 from itertools import pairwise
 from pathlib import Path
 
@@ -58,6 +59,20 @@ def test_every_experiment_and_schedule_composes_and_is_named(check_keys, experim
         assert config["model"]["budget"] == config["budget"]
     assert schedule_of(config).steps == config["schedule"]["steps"]
     assert plan(config, words).id.startswith(f"{experiment}-")
+
+
+@pytest.mark.parametrize("file", ["schedule/fast", "experiment/mnist_fcn", "table/table1"])
+@pytest.mark.parametrize(("line", "says"), [
+    ("budgett: 1", "unknown key budgett in {}: valid here: .*budget"),
+    ("model: {unitss: 1}", "unknown key model.unitss in {}: valid here: name, classifier, "),
+])  # fmt: skip
+def test_a_file_that_invents_a_key_is_named_with_it(check_keys, file, line, says, tmp_path, monkeypatch):
+    config, choices = compose("experiment=mnist_fcn", "schedule=fast", "table=table1")
+    shutil.copytree(ROOT / "conf", tmp_path / "conf")
+    (tmp_path / f"conf/{file}.yaml").write_text(f"# @package _global_\n{line}\n")
+    monkeypatch.setitem(check_keys.__globals__, "CONF", tmp_path / "conf")
+    with pytest.raises(ValueError, match=f"^{says.format(f'conf/{file}.yaml')}[^\n]*$"):
+        check_keys(OmegaConf.create(config), choices)
 
 
 def test_the_paper_s_schedule_is_that_of_a4():

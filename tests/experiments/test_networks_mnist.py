@@ -152,7 +152,7 @@ def test_a_localisation_without_a_transform_is_refused():
 
 @pytest.mark.parametrize("given", [{"transform": Affine()}, {"transformers": 2}])
 def test_a_transformer_without_a_localisation_is_refused(given):
-    with pytest.raises(ValueError, match=r"^model\.localisation is missing: [^\n]* set model\.transform=null and [^\n]*$"):
+    with pytest.raises(ValueError, match=r"^model\.localisation is missing: [^\n]* set model\.transform=null [^\n]*$"):
         build((1, 28, 28), 10, BUDGET, fcn, **given)
 
 
