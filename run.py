@@ -128,7 +128,10 @@ def what_is_wrong(error: BaseException) -> str:
     if unknown and cause.parent_node is not None and cause.full_key:
         if cause.key in cause.parent_node:
             return f"{cause.full_key} cannot have this value: {first_line(cause)}"
-        return f"unknown key {cause.full_key}: valid here: {', '.join(map(str, cause.parent_node)) or 'none'}"
+        if not cause.parent_node:  # Hydra makes a mapping of null and of a plain value
+            node = cause.full_key.rpartition(".")[0]
+            return f"{node} is null or a plain value: set all of it, {node}=VALUE or '{node}={{{cause.key}: VALUE}}'"
+        return f"unknown key {cause.full_key}: valid here: {', '.join(map(str, cause.parent_node))}"
     return one_line(error)
 
 

@@ -120,4 +120,10 @@ def objective(config: Mapping[str, Any], **where: Any) -> Any:
 
 def revisions(groups: Mapping[str, Any]) -> dict[str, int]:
     """The revisions of the code that computes these groups: part of the identity."""
-    return {group: _find(group, groups[group])[0].REVISION for group in KINDS} | {"step": step.REVISION}
+    return {group: _revision(_find(group, groups[group])[0]) for group in KINDS} | {"step": step.REVISION}
+
+
+def _revision(module: Any) -> int:
+    if not hasattr(module, "REVISION"):
+        raise ValueError(f"{module.__file__} has no revision: add `REVISION = 1`, which is part of a run's identity")
+    return module.REVISION

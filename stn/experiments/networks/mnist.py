@@ -164,6 +164,10 @@ def build(
         seen = (transformers * channels, *sides)
         return StClassifier(some[0] if transformers == 1 else Parallel(some), pool, classifier(seen, width, classes))
 
-    network = whole(width) if width is not None else sized(whole, WIDTHS[classifier], budget)
+    if width is None and budget is None and classifier not in WIDTHS:
+        raise ValueError(
+            f"{classifier.__name__} has no stated width: set model.width or budget, or add it to WIDTHS in {__file__}"
+        )
+    network = whole(width) if width is not None else sized(whole, WIDTHS.get(classifier, 0), budget)
     network.register_forward_pre_hook(partial(_check_shape, in_shape))
     return network
