@@ -57,11 +57,6 @@ class BirdPhotos(Photos):
         """The folder of the images and their text files; the files are fetched or drawn on first use."""
         raise NotImplementedError
 
-    @classmethod
-    def ensure(cls, root: str | Path, **settings: Any) -> None:
-        """Fetch or draw the files.  Raises OSError or ValueError if that fails."""
-        cls.folder(Path(root))
-
     @staticmethod
     def shape(
         size_px: Any, shrink: Any = 1.0, test_split: Any = "test", parts: bool = False, **settings: Any

@@ -153,9 +153,11 @@ class Photos:
             )
         return 3, side_px, side_px
 
-    @staticmethod
-    def ensure(root: str | Path, **settings: Any) -> None:
-        """Nothing to fetch: if files are missing, the constructor says which."""
+    @classmethod
+    def ensure(cls, root: str | Path, **settings: Any) -> None:
+        """Find all files, as the constructor of a data set does.  Raises OSError or ValueError if some are missing."""
+        build: Any = cls  # whose arguments are the config's
+        build(root, **settings)
 
     def to(self, device: torch.device) -> None:
         """Does nothing: the files stay on disk, and `batch` puts each batch on its generator's device."""
