@@ -280,6 +280,17 @@ def test_what_does_not_fit_into_memory_is_refused_before_it_is_allocated(key, va
         plan(compose(*words)[0], [])
 
 
+@pytest.mark.parametrize(("experiment", "objective", "says"), [
+    ("mnist_fcn data=colocalisation", "classification", "data.name=colocalisation, which has an objective of its own"),
+    ("cub_cnn_224", "classification", "data.name=cub, which has an objective of its own"),
+    ("mnist_fcn", "birds", "data.name=mnist, only with cub, synthetic_birds"),
+])  # fmt: skip
+def test_an_objective_that_does_not_fit_the_data_is_refused(experiment, objective, says):
+    config, _ = compose(*f"experiment={experiment}".split(), f"objective={objective}", "device=cpu")
+    with pytest.raises(ValueError, match=f"^objective={objective} cannot be used with {says}$"):
+        plan(config, [])
+
+
 # --- what a command line asks for is looked at before Hydra runs it
 
 

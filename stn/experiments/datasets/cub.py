@@ -31,6 +31,7 @@ class BirdPhotos(Photos):
     """
 
     listing: BirdListing
+    labelled = False
 
     def __init__(
         self,

@@ -123,6 +123,7 @@ class Photos:
     """
 
     classes: int = 1  # replaced by the number in the listing
+    labelled = True
     synthetic = False
     on_device = False
     points: Float[np.ndarray, "n p 2"]  # of every image, in px; cropped with it
