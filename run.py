@@ -31,7 +31,7 @@ from omegaconf.errors import (
     OmegaConfBaseException,
 )
 
-from stn.experiments import command, preflight, resolvers
+from stn.experiments import command, launchers, preflight, resolvers
 from stn.experiments.errors import first_line, one_line
 from stn.experiments.yaml_files import yaml_error
 
@@ -83,11 +83,6 @@ def check_keys(cfg: Any, choices: dict[str, str | None]) -> None:
         compare(OmegaConf.to_container(content), OmegaConf.to_container(known), "", place)
 
 
-# launchers are extras: hydra/launcher=NAME needs `make setup EXTRAS=EXTRA`
-LAUNCHERS = {"basic": None, "joblib": "joblib", "ray": "ray", "ray_local": "ray", "ray_cluster": "ray",
-             "submitit_local": "submitit", "submitit_slurm": "submitit", "slurm": "submitit"}  # fmt: skip
-
-
 WITH_JOBS = ("joblib", "ray", "submitit")  # packages whose errors tell of a job that ended without a result
 
 
@@ -105,8 +100,8 @@ def what_is_wrong(error: BaseException) -> str:
         # Hydra lists no options when one of several choices is unknown
         options = sorted(error.options or (path.stem for path in (CONF / group).glob("*.yaml")))
         if group == "hydra/launcher":
-            options = [name for name in LAUNCHERS if name not in ("ray", "submitit_slurm")]
-            if extra := LAUNCHERS.get(option):
+            options = [name for name in launchers.EXTRA if name not in launchers.BASES]
+            if extra := launchers.EXTRA.get(option):
                 return f"{group}={option} is not installed: make setup EXTRAS={extra}, or pip install '.[{extra}]'"
         choices = ", ".join(options)
         return f"unknown {group}={option}: choose one of {choices}" if group else f"conf/{option}.yaml does not exist"
