@@ -31,7 +31,7 @@ from omegaconf.errors import (
     OmegaConfBaseException,
 )
 
-from stn.experiments import command, preflight, resolvers
+from stn.experiments import command, launchers, preflight, resolvers
 from stn.experiments.errors import first_line, one_line
 from stn.experiments.yaml_files import yaml_error
 
@@ -41,46 +41,46 @@ CONF = command.ROOT / "conf"
 resolvers.register()
 
 
-def check_keys(cfg: Any, choices: dict[str, str | None]) -> None:
-    """Raise ValueError on a key that is neither in conf/config.yaml nor in a chosen group's file.
+GLOBAL = ("experiment", "schedule", "table")  # their files set keys of any group
 
-    Hydra checks the command line, but accepts any key in an experiment file.
+
+def check_keys(cfg: Any, choices: dict[str, str | None]) -> None:
+    """Raise ValueError on a key that is neither in conf/config.yaml nor in the file of a chosen group that has its own.
+
+    Hydra checks the command line, but accepts any key in the files of `GLOBAL`.
     """
     if "experiment" in cfg:
         raise ValueError(
             f"experiment={choices.get('experiment')}: its file is empty or does not begin with `# @package _global_`"
         )
-    known: Any = OmegaConf.load(CONF / "config.yaml")
+    known: Any = OmegaConf.merge(OmegaConf.load(CONF / "config.yaml"), {"table": None, "hydra": None})
     loggers = cfg.get("logger") if isinstance(cfg.get("logger"), DictConfig) else {}  # several loggers
+    places: dict[str, Any] = {}
     for group, option in [*choices.items(), *(("logger", name) for name in loggers)]:
         file = CONF / group / f"{option}.yaml"
-        if group != "experiment" and file.is_file():
+        if file.is_file():
             content: Any = OmegaConf.load(file)
-            if "@package _global_" not in file.read_text():
-                for part in reversed(group.split("/")):
-                    content = {part: content}
+            if group in GLOBAL:
+                places[f"conf/{group}/{option}.yaml"] = content
+                continue
+            for part in reversed(group.split("/")):
+                content = {part: content}
             known = OmegaConf.merge(known, content)
 
-    def compare(node: Any, allowed: Any, path: str) -> None:
+    def compare(node: Any, allowed: Any, path: str, place: str) -> None:
         if not isinstance(node, dict):
             return
         for key, value in node.items():
             if not isinstance(allowed, dict) or key not in allowed:
                 valid = ", ".join(map(str, allowed)) if isinstance(allowed, dict) else "none"
-                raise ValueError(
-                    f"unknown key {path}{key} in experiment={choices.get('experiment')}: valid here: {valid}"
-                )
+                raise ValueError(f"unknown key {path}{key} in {place}: valid here: {valid}")
             if allowed[key] is not None and not isinstance(
                 allowed[key], str
             ):  # null and an interpolation accept any value
-                compare(value, allowed[key], f"{path}{key}.")
+                compare(value, allowed[key], f"{path}{key}.", place)
 
-    compare(OmegaConf.to_container(cfg), OmegaConf.to_container(known), "")
-
-
-# launchers are extras: hydra/launcher=NAME needs `make setup EXTRAS=EXTRA`
-LAUNCHERS = {"basic": None, "joblib": "joblib", "ray": "ray", "ray_local": "ray", "ray_cluster": "ray",
-             "submitit_local": "submitit", "submitit_slurm": "submitit", "slurm": "submitit"}  # fmt: skip
+    for place, content in [*places.items(), (f"experiment={choices.get('experiment')}", cfg)]:
+        compare(OmegaConf.to_container(content), OmegaConf.to_container(known), "", place)
 
 
 WITH_JOBS = ("joblib", "ray", "submitit")  # packages whose errors tell of a job that ended without a result
@@ -100,8 +100,8 @@ def what_is_wrong(error: BaseException) -> str:
         # Hydra lists no options when one of several choices is unknown
         options = sorted(error.options or (path.stem for path in (CONF / group).glob("*.yaml")))
         if group == "hydra/launcher":
-            options = [name for name in LAUNCHERS if name not in ("ray", "submitit_slurm")]
-            if extra := LAUNCHERS.get(option):
+            options = [name for name in launchers.EXTRA if name not in launchers.BASES]
+            if extra := launchers.EXTRA.get(option):
                 return f"{group}={option} is not installed: make setup EXTRAS={extra}, or pip install '.[{extra}]'"
         choices = ", ".join(options)
         return f"unknown {group}={option}: choose one of {choices}" if group else f"conf/{option}.yaml does not exist"
@@ -123,7 +123,10 @@ def what_is_wrong(error: BaseException) -> str:
     if unknown and cause.parent_node is not None and cause.full_key:
         if cause.key in cause.parent_node:
             return f"{cause.full_key} cannot have this value: {first_line(cause)}"
-        return f"unknown key {cause.full_key}: valid here: {', '.join(map(str, cause.parent_node)) or 'none'}"
+        if not cause.parent_node:  # Hydra makes a mapping of null and of a plain value
+            node = cause.full_key.rpartition(".")[0]
+            return f"{node} is null or a plain value: set all of it, {node}=VALUE or '{node}={{{cause.key}: VALUE}}'"
+        return f"unknown key {cause.full_key}: valid here: {', '.join(map(str, cause.parent_node))}"
     return one_line(error)
 
 

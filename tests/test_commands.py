@@ -115,7 +115,7 @@ def test_every_target_has_a_smallest_form_and_is_phony():
     (phony,) = re.findall(r"^\.PHONY: (.*)$", MAKEFILE, flags=re.MULTILINE)
     tables = re.search(r"addprefix reproduce-,(.*)\)", MAKEFILE)[1].split()
     assert set(phony.replace("$(TABLES)", "").split()) | {f"reproduce-{table}" for table in tables} == set(TARGETS)
-    assert set(tables) == {path.stem for path in (ROOT / "conf/table").glob("*.yaml")}
+    assert set(tables) <= {path.stem for path in (ROOT / "conf/table").glob("*.yaml")}  # run.py runs the others
 
 
 def test_make_help_lists_every_target_and_variable():

@@ -95,18 +95,16 @@ def ensure(config: Mapping[str, Any], root: str | Path) -> None:
     kind.ensure(root, **_settings("data", {k: v for k, v in config.items() if k != "root"}, kind, {"root"}))
 
 
-WITH_OWN_OBJECTIVE = ("cub", "synthetic_birds", "colocalisation")  # data sets whose batches are not images and labels
-
-
-def check_objective(config: Mapping[str, Any], data: str, model: str) -> None:
+def check_objective(config: Mapping[str, Any], data: Mapping[str, Any], model: str) -> None:
     """Raise ValueError unless a config's `objective` has the keys of the one it names and fits its data and model."""
     _, kind = _find("objective", config)
     _settings("objective", config, kind, {"precision", "runs", "data_root"})
     name, fitting = config["name"], getattr(kind, "data", ())  # an objective need not name any
-    if fitting and data not in fitting:
-        raise ValueError(f"objective={name} cannot be used with data.name={data}, only with {', '.join(fitting)}")
-    if not fitting and data in WITH_OWN_OBJECTIVE:
-        raise ValueError(f"objective={name} cannot be used with data.name={data}, which has an objective of its own")
+    clash = f"objective={name} cannot be used with data.name={data['name']}"
+    if fitting and data["name"] not in fitting:
+        raise ValueError(f"{clash}, only with {', '.join(fitting)}")
+    if not fitting and not _find("data", data)[1].labelled:
+        raise ValueError(f"{clash}, which has an objective of its own")
     if (name == "colocalisation") != (model == "colocalisation"):  # one returns crops, which the other compares
         raise ValueError(f"objective={name} cannot be used with model.name={model}: choose colocalisation for both")
 
@@ -120,4 +118,10 @@ def objective(config: Mapping[str, Any], **where: Any) -> Any:
 
 def revisions(groups: Mapping[str, Any]) -> dict[str, int]:
     """The revisions of the code that computes these groups: part of the identity."""
-    return {group: _find(group, groups[group])[0].REVISION for group in KINDS} | {"step": step.REVISION}
+    return {group: _revision(_find(group, groups[group])[0]) for group in KINDS} | {"step": step.REVISION}
+
+
+def _revision(module: Any) -> int:
+    if not hasattr(module, "REVISION"):
+        raise ValueError(f"{module.__file__} has no revision: add `REVISION = 1`, which is part of a run's identity")
+    return module.REVISION

@@ -1,4 +1,4 @@
-"""What Ray and submitit need before Hydra starts them, so that a sweep stops with its jobs."""
+"""The launchers by name, and what Ray and submitit need before Hydra starts them, to stop a sweep with its jobs."""
 
 import os
 import signal
@@ -10,7 +10,13 @@ from omegaconf import OmegaConf
 from stn.experiments import command
 from stn.experiments.errors import first_line
 
+EXTRA = {  # of every hydra/launcher=NAME: what `make setup EXTRAS=EXTRA` installs for it
+    "basic": None, "joblib": "joblib", "ray": "ray", "ray_local": "ray", "ray_cluster": "ray",
+    "submitit_local": "submitit", "submitit_slurm": "submitit", "slurm": "submitit",
+}  # fmt: skip
+BASES = ("ray", "submitit_slurm")  # Hydra's own, on which those of conf/hydra/launcher build
 LOCAL = ("basic", "joblib", "ray_local", "submitit_local")  # their jobs share this machine's disk
+SLURM = ("slurm", "submitit_slurm")  # their jobs outlive the sweep
 
 
 def prepare(name: str, settings: Any) -> None:

@@ -50,6 +50,7 @@ def test_every_name_is_a_data_set_with_a_revision(name):
     module, kind = DATA_SETS[name].split(":")
     found = import_module(f"stn.experiments.datasets.{module}")
     assert found.REVISION >= 1
+    assert all(callable(getattr(getattr(found, kind), function)) for function in ("shape", "ensure"))
     assert getattr(found, kind).synthetic == (name in ("svhn_rendered", "synthetic_birds"))
 
 

@@ -54,6 +54,13 @@ def test_every_group_of_a_config_has_a_revision():
     assert set(build.revisions(config)) == {"data", "model", "objective", "step"}
 
 
+def test_a_module_without_a_revision_is_named_with_what_to_add(monkeypatch):
+    config, _ = compose(*ROW)
+    monkeypatch.delattr("stn.experiments.networks.mnist.REVISION")
+    with pytest.raises(ValueError, match=r"^\S+networks/mnist\.py has no revision: add `REVISION = 1`, [^\n]*$"):
+        build.revisions(config)
+
+
 def test_no_import_path_of_ours_is_in_a_config():
     config, _ = compose(*ROW)
     assert "stn." not in str(identity.asked(config))

@@ -22,7 +22,6 @@ FROZEN = {  # another sha256 is another test set: records made before and after 
     "e": "85002db8a265e4229f307e813c6db8de75165127774a29b3cea430ab95defcce",
     "tc": "60b01e568fec0683d158fadca28c0580e107bd99b970acc6c2ead38aab4d3cbe",
 }
-SIZE_PX = {"r": 28, "rts": 42, "p": 28, "e": 28, "tc": 60}
 each_distortion = pytest.mark.parametrize("name", FROZEN)
 
 
@@ -75,12 +74,16 @@ def test_mnist_is_the_published_one():
         assert (hashlib.md5(content).hexdigest(), len(content)) == (md5[name], files[name]["bytes"])
 
 
+def test_every_distortion_has_a_pinned_test_set():
+    assert set(FROZEN) == set(DISTORTIONS)
+
+
 @each_distortion
 def test_a_frozen_test_set_is_that_of_the_records_on_any_threads(name, t10k, threads_kept):
     torch.set_num_threads(1)
     data = DistortedMnist(ROOT, DISTORTIONS[name])
     images, labels = data.test.tensors
-    assert images.shape == (10_000, 1, SIZE_PX[name], SIZE_PX[name])
+    assert images.shape == (10_000, 1, *(RANGES[name]["canvas_px"],) * 2)
     assert labels.equal(load_digits(ROOT, "t10k")[1])
     assert data.checksums()["test"] == FROZEN[name]
     torch.set_num_threads(3)
@@ -139,7 +142,7 @@ def test_a_batch_draws_from_all_training_digits_alike(digits):
 @each_distortion
 def test_in_shape_is_the_shape_of_what_a_network_sees(name, digits):
     data = DistortedMnist(digits, DISTORTIONS[name])
-    assert data.in_shape == (1, SIZE_PX[name], SIZE_PX[name])
+    assert data.in_shape == (1, *(RANGES[name]["canvas_px"],) * 2)
     assert data.batch(3, torch.Generator())[0].shape[1:] == data.in_shape
     assert data.test.tensors[0].shape[1:] == data.in_shape
 

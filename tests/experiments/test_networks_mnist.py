@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from stn import Affine, Projective, ThinPlateSpline
 from stn.experiments import networks
-from stn.experiments.networks.mnist import SlimConv2d, build, cnn, fcn
+from stn.experiments.networks.mnist import WIDTHS, SlimConv2d, build, cnn, fcn
 from stn.experiments.networks.sizing import num_params, solve_width
 from stn.localisation import convolutional, fully_connected
 from stn.transforms import Transform
@@ -148,6 +148,19 @@ def test_the_kernel_asked_for_is_the_one_that_samples():
 def test_a_localisation_without_a_transform_is_refused():
     with pytest.raises(ValueError, match=r"^model\.transform is missing: a localisation network needs one"):
         build((1, 28, 28), 10, BUDGET, fcn, fully_connected)
+
+
+def test_a_classifier_without_a_stated_width_needs_one_or_a_budget(monkeypatch):
+    monkeypatch.delitem(WIDTHS, fcn)
+    with pytest.raises(ValueError, match=r"^fcn has no stated width: set [^\n]* or add it to WIDTHS in "):
+        build((1, 28, 28), 10, None, fcn)
+    assert num_params(build((1, 28, 28), 10, BUDGET, fcn)) <= BUDGET
+
+
+@pytest.mark.parametrize("given", [{"transform": Affine()}, {"transformers": 2}])
+def test_a_transformer_without_a_localisation_is_refused(given):
+    with pytest.raises(ValueError, match=r"^model\.localisation is missing: [^\n]* set model\.transform=null [^\n]*$"):
+        build((1, 28, 28), 10, BUDGET, fcn, **given)
 
 
 @pytest.mark.parametrize("family", ["ST-FCN", "ST-CNN"])

@@ -58,6 +58,17 @@ def test_a_missing_half_is_one_clear_line(folder):
         class_folders(folder)
 
 
+def test_a_missing_half_is_found_before_the_data_are_needed(folder):
+    class Colours(Photos):
+        def __init__(self, root, size_px):
+            super().__init__(class_folders(root), size_px)
+
+    Colours.ensure(folder, size_px=32)
+    (folder / "test").rename(folder / "validation")
+    with pytest.raises(FileNotFoundError, match=rf"^no images in {folder / 'test'}: "):
+        Colours.ensure(folder, size_px=32)
+
+
 def test_a_class_of_the_test_alone_is_named(folder):
     (folder / "train/red").rename(folder / "train/rose")
     with pytest.raises(ValueError, match=rf"^{folder / 'test/red'} is a class without an image in {folder / 'train'}$"):

@@ -283,6 +283,7 @@ REFUSED = {
     "optimizer.lr=-1": ["optimizer.lr=-1"],
     "smoke=perhaps": ["smoke='perhaps'", "true or false"],
     "model.kernel=lanczos": ["'lanczos'", "bilinear, nearest, bicubic"],
+    "seed.all=3": ["seed is null or a plain value", "seed=VALUE"],
     "sed=3": ["sed", "seed", "budget", "schedule"],
     "schedule.stepps=3": ["schedule.stepps", "steps", "batch_size", "block_steps"],
     "+schedule.stepps=3": ["schedule.stepps", "steps", "batch_size", "block_steps"],

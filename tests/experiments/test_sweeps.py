@@ -49,6 +49,11 @@ def results(folder):
 # --- launchers
 
 
+def test_every_launcher_of_conf_is_known_with_its_extra():
+    ours = {file.stem for file in (ROOT / "conf/hydra/launcher").glob("*.yaml")}
+    assert ours | {*launchers.BASES, *launchers.LOCAL, *launchers.SLURM} == launchers.EXTRA.keys()
+
+
 def check_sweep_with_a_failing_cell(folder, launcher, **env):
     """Two cells at once, one of which fails: both are recorded, and the command says so at its end."""
     code, said = sweep(

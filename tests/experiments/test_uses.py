@@ -14,7 +14,7 @@ from jaxtyping import config
 from ranges import DISTORTIONS
 from torch import nn
 
-from stn import Affine, SpatialTransformer, ThinPlateSpline, trace
+from stn import Affine, Attention, Projective, SpatialTransformer, ThinPlateSpline, trace
 from stn.experiments import build as by_name
 from stn.experiments import draw
 from stn.experiments.datasets.mnist import DistortedMnist
@@ -279,11 +279,17 @@ def test_looking_again_costs_no_parameters_and_trace_shows_every_look():
         assert [warp.name for warp in warps] == ([own] if times == 1 else [f"{own}.{i + 1}" for i in range(times)])
 
 
+@pytest.mark.parametrize("transform", [Affine(), Attention(), Projective()])
+def test_every_transform_that_composes_can_recur(transform):
+    network = uses.recurrent((1, 28, 28), 10, None, transform, times=2)
+    assert network(torch.rand(2, 1, 28, 28)).shape == (2, 10)
+
+
 @pytest.mark.parametrize(
     ("transform", "times", "message"),
     [
         (Affine(), 0, r"^model\.times=0 has to be 1 or more$"),
-        (ThinPlateSpline(), 2, r"^a recurrent [^\n]*, but ThinPlateSpline has no compose: choose Affine$"),
+        (ThinPlateSpline(), 2, r"^a recurrent [^\n]*, but ThinPlateSpline has no compose: choose [^\n]*$"),
     ],
 )
 def test_a_recurrence_that_cannot_be_is_refused(transform, times, message, monkeypatch):

@@ -24,6 +24,7 @@ class MnistAddition:
     """
 
     classes = 19
+    labelled = True
     synthetic = False
     on_device = True
 

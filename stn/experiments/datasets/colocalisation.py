@@ -55,6 +55,7 @@ class CommonDigit:
     """
 
     classes = 1  # unknown, but common to all images
+    labelled = False
     synthetic = False
     on_device = True
     in_shape = (1, CANVAS_PX, CANVAS_PX)

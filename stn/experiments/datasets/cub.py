@@ -31,6 +31,7 @@ class BirdPhotos(Photos):
     """
 
     listing: BirdListing
+    labelled = False
 
     def __init__(
         self,
@@ -56,11 +57,6 @@ class BirdPhotos(Photos):
     def folder(root: Path) -> Path:
         """The folder of the images and their text files; the files are fetched or drawn on first use."""
         raise NotImplementedError
-
-    @classmethod
-    def ensure(cls, root: str | Path, **settings: Any) -> None:
-        """Fetch or draw the files.  Raises OSError or ValueError if that fails."""
-        cls.folder(Path(root))
 
     @staticmethod
     def shape(

@@ -64,6 +64,7 @@ class DistortedMnist:
     """
 
     classes = 10
+    labelled = True
     synthetic = False
     on_device = True
 

@@ -123,6 +123,7 @@ class Photos:
     """
 
     classes: int = 1  # replaced by the number in the listing
+    labelled = True
     synthetic = False
     on_device = False
     points: Float[np.ndarray, "n p 2"]  # of every image, in px; cropped with it
@@ -153,9 +154,11 @@ class Photos:
             )
         return 3, side_px, side_px
 
-    @staticmethod
-    def ensure(root: str | Path, **settings: Any) -> None:
-        """Nothing to fetch: if files are missing, the constructor says which."""
+    @classmethod
+    def ensure(cls, root: str | Path, **settings: Any) -> None:
+        """Find all files, as the constructor of a data set does.  Raises OSError or ValueError if some are missing."""
+        build: Any = cls  # whose arguments are the config's
+        build(root, **settings)
 
     def to(self, device: torch.device) -> None:
         """Does nothing: the files stay on disk, and `batch` puts each batch on its generator's device."""

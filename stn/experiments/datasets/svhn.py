@@ -256,6 +256,7 @@ class Svhn:
     """
 
     classes = NULL + 1
+    labelled = True
     synthetic = False
     on_device = False
     folder = "svhn"

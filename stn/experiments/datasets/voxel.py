@@ -132,6 +132,7 @@ class VoxelMnist:
     """
 
     classes = 10
+    labelled = True
     synthetic = False
     on_device = True
 

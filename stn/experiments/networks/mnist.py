@@ -130,8 +130,8 @@ def build(
     classifier, which sees the whole canvas.  With `pooled` it is an ST network without its transformer: the same pool,
     then the classifier.
 
-    Raises ValueError on a localisation without a transform or with `pooled`, on a budget that is too small, and on a
-    width that is not a positive whole number.
+    Raises ValueError on a localisation without a transform or with `pooled`, on a transformer without a localisation,
+    on a budget that is too small, and on a width that is not a positive whole number.
     """
     in_shape = tuple(in_shape)
     if localisation is not None and transform is None:
@@ -140,6 +140,11 @@ def build(
         raise ValueError("model.pooled=true is for a classifier without a transformer: A.4 pools after one anyway")
     if transformers < 1:
         raise ValueError(f"model.transformers={transformers} has to be 1 or more")
+    if localisation is None and (transform is not None or transformers != 1):
+        raise ValueError(
+            "model.localisation is missing: a spatial transformer needs one; without a transformer set "
+            "model.transform=null and model.transformers=1"
+        )
     if width is not None and (not isinstance(width, int) or isinstance(width, bool) or width < 1):
         raise ValueError(f"model.width={width!r} has to be a whole number, 1 or more, or null")
     pool, (channels, *sides) = pool_of(in_shape)
@@ -159,6 +164,10 @@ def build(
         seen = (transformers * channels, *sides)
         return StClassifier(some[0] if transformers == 1 else Parallel(some), pool, classifier(seen, width, classes))
 
-    network = whole(width) if width is not None else sized(whole, WIDTHS[classifier], budget)
+    if width is None and budget is None and classifier not in WIDTHS:
+        raise ValueError(
+            f"{classifier.__name__} has no stated width: set model.width or budget, or add it to WIDTHS in {__file__}"
+        )
+    network = whole(width) if width is not None else sized(whole, WIDTHS.get(classifier, 0), budget)
     network.register_forward_pre_hook(partial(_check_shape, in_shape))
     return network

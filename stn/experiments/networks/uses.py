@@ -13,7 +13,7 @@ from stn.experiments.networks.mnist import FILTERS, UNITS, Shape, StClassifier, 
 from stn.experiments.networks.sizing import sized
 from stn.localisation import convolutional, fully_connected, num_features
 from stn.transformer import SpatialTransformer
-from stn.transforms import Affine, Transform
+from stn.transforms import Transform
 
 REVISION = 1  # raise it when a change alters what is computed
 
@@ -45,13 +45,14 @@ class Recurrent(nn.Module):
         super().__init__()
         if times < 1:
             raise ValueError(f"model.times={times} has to be 1 or more")
-        if not isinstance(transformer.transform, Affine):
+        compose = getattr(transformer.transform, "compose", None)
+        if compose is None:
             raise ValueError(
                 f"a recurrent transformer composes its maps, but {type(transformer.transform).__name__} has no "
-                "compose: choose Affine"
+                "compose: choose model.transform=affine, attention or projective"
             )
         self.transformer = transformer
-        self.compose = transformer.transform.compose
+        self.compose = compose
         self.times = times
 
     def forward(self, u: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h2 w2"]:

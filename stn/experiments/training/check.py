@@ -111,7 +111,7 @@ def check(config: Mapping[str, Any]) -> None:
         _check_logger(f"logger.{name}", settings)
     in_shape, classes = build.shape(config["data"])
     params = _params(config["model"], in_shape, classes)
-    build.check_objective(config["objective"], config["data"]["name"], config["model"]["name"])
+    build.check_objective(config["objective"], config["data"], config["model"]["name"])
     _check_memory(config, schedule.batch_size, in_shape, params)
 
 

@@ -28,12 +28,17 @@ from stn.experiments.training.step import Objective, step
 class Batches(Protocol):
     """The interface of a data set: training batches drawn with a generator, and the test set in batches.
 
-    Test batches are on the CPU, or where `to` has moved the data.  `synthetic` says whether the data were generated
-    instead of collected, `on_device` whether a batch is drawn without the host, so that a step can be captured.  A
-    network is built for `in_shape` and `classes`.
+    Test batches are on the CPU, or where `to` has moved the data.  `labelled` says whether batches are images and
+    labels, which any objective takes that names no data set; `synthetic` whether the data were generated instead of
+    collected; `on_device` whether a batch is drawn without the host, so that a step can be captured.  A network is
+    built for `in_shape` and `classes`.
+
+    Before a run two functions of the class take the settings of its constructor: `shape` checks their values and
+    returns `in_shape` without reading a file; `ensure`, which takes `root` first, fetches or finds the files.
     """
 
     classes: int
+    labelled: bool
     synthetic: bool
     on_device: bool
 
@@ -43,6 +48,10 @@ class Batches(Protocol):
     def batch(self, n: int, generator: Generator) -> tuple[Tensor, Any]: ...
     def test_batches(self) -> Iterable[tuple[Tensor, Any]]: ...
     def checksums(self) -> dict[str, str]: ...
+    @staticmethod
+    def shape(*args: Any, **settings: Any) -> tuple[int, ...]: ...
+    @staticmethod
+    def ensure(*args: Any, **settings: Any) -> None: ...
 
 
 class Diverged(ArithmeticError):

@@ -16,6 +16,7 @@ from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from omegaconf.errors import OmegaConfBaseException
 
+from stn.experiments import launchers
 from stn.experiments.command import ROOT, tell_when_stopped
 from stn.experiments.identity import public
 from stn.experiments.results import records
@@ -58,7 +59,7 @@ class SweepProgress(Callback):
                          for job, cost in zip(self.jobs, costs, strict=True)}  # fmt: skip
         self.runs = Path(config.runs_dir).absolute()
         self.start = time.time()
-        self.on_slurm = config.hydra.runtime.choices["hydra/launcher"] in ("slurm", "submitit_slurm")
+        self.on_slurm = config.hydra.runtime.choices["hydra/launcher"] in launchers.SLURM
         tell_when_stopped(self.safe)
 
     def on_job_start(self, config: Any, **kwargs: Any) -> None:
