@@ -133,6 +133,7 @@ def test_a_table_sweeps_over_its_rows_and_columns(name):
     file = yaml.safe_load((ROOT / f"conf/table/{name}.yaml").read_text())
     table, params = tables.load(ROOT / f"conf/table/{name}.yaml"), dict(file["hydra"]["sweeper"]["params"])
     assert params.pop("experiment") == ",".join(table.rows)
+    assert params.pop("schedule", "fast") in SCHEDULES
     ((key, columns),) = params.items()
     assert columns == ",".join(table.columns)
     assert key.replace("/", ".") in (table.column_key, table.column_key.removesuffix(".name"))
