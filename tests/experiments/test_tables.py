@@ -130,10 +130,17 @@ def test_the_own_schedule_of_every_row_is_what_hydra_composes():
                 assert composed.hydra.runtime.choices.schedule == schedule, (file, row)
 
 
+def test_an_override_that_changes_nothing_leaves_a_run_in_its_table():
+    both = ["optimizer=adamw", "optimizer.lr=0.1"]
+    assert text(record(extra=both, redundant=both[1:])) == ["-", "-", "-", "-"]
+    assert text(record(extra=both, redundant=both)) == ["2.00 ± 0.27 (1)", "-", "-", "-"]
+
+
 def test_a_run_on_another_data_set_is_in_no_table():
     table1 = next(table for table in KNOWN if table.name == "table1")
     run = record(distortion="rts", extra=["data=addition"])
     assert tables.belongs(table1, run)
+    assert not tables.belongs(replace(table1, data=[]), run)
     run["config"]["data"]["name"] = "addition"
     assert not tables.belongs(table1, run)
 
@@ -216,7 +223,7 @@ def test_seeds_of_co_localisation_add_up_their_images():
     assert tables.cells(TABLE, found, "short", 1000)[0].images == 10_000
     for each in found:
         each["config"]["data"]["name"] = "colocalisation"
-    assert tables.cells(TABLE, found, "short", 1000)[0].images == 300
+    assert tables.cells(replace(TABLE, data=[]), found, "short", 1000)[0].images == 300
 
 
 # --- blocks

@@ -211,7 +211,7 @@ def every_run(found: list[Record]) -> list[tuple[str, ...]]:
     """One line per record: name, schedule, seed, result, parameters, steps, time, device, identity."""
     lines = []
     for r in found:
-        settings = [o for o in r["overrides"] if o.split("=")[0] not in tables.NEUTRAL]
+        settings = [word for word in r["overrides"] if not tables.is_neutral(word)]
         result = ", ".join(f"{key} {value:.2f}" for key, value in metrics_of(r).items()) or "no metric"
         lines.append((
             f"{r['experiment']} {' '.join(settings)}".strip(), r["schedule"], str(r["seed"]),
