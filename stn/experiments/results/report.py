@@ -101,6 +101,7 @@ def variants(table: Table, found: list[Record]) -> list[dict[str, Any]]:
 def variant(table: Table, found: list[Record], schedule: str, budget: Any) -> dict[str, Any]:
     """The page's data on one table under one schedule and budget."""
     mine = [r for r in found if tables.belongs(table, r) and (r["schedule"], r["budget"]) == (schedule, budget)]
+    mine = tables.alike(table, mine)
     cells = [show(cell, counts_errors(table)) for cell in tables.cells(table, found, schedule, budget)]
     rows, columns = list(table.rows.values()), list(table.columns.values())
     turned = len(columns) > MOST_COLUMNS

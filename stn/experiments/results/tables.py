@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from stn.experiments.identity import normal
 from stn.experiments.results.cells import TEST_IMAGES, Cell
 from stn.experiments.results.records import Record
 from stn.experiments.yaml_files import read_yaml
@@ -105,15 +106,20 @@ def column_of(table: Table, record: Record) -> str:
     return "" if value is None else str(value)
 
 
-def belongs(table: Table, record: Record) -> bool:
-    """Whether a record belongs to this table: one of its experiments, unchanged, on its data, in one of its columns."""
+def has_cell(table: Table, record: Record) -> bool:
+    """Whether a record is of one of the table's experiments, on its data, in one of its columns."""
     if record["experiment"] not in table.rows:
         return False
     if table.data and record["config"]["data"].get("name") not in table.data:
         return False
+    return column_of(table, record) in table.columns
+
+
+def belongs(table: Table, record: Record) -> bool:
+    """Whether a record belongs to its cell of this table: no override changes its experiment."""
     needed = [word for word in record["overrides"] if word not in record.get("redundant", [])]  # older records lack it
     foreign = {_key(word) for word in needed if not is_neutral(word)} - table.own_keys
-    return not foreign and column_of(table, record) in table.columns
+    return has_cell(table, record) and not foreign
 
 
 def is_neutral(override: str) -> bool:
@@ -128,14 +134,16 @@ def _key(override: str) -> str:
 def alike(table: Table, records: list[Record]) -> list[Record]:
     """Of records that belong to a table, those that were computed as the newest of their cell was.
 
-    Runs of other code (`revisions`), of another number of steps or of other batches do not make a mean with it.
+    Runs of other code (`revisions`) or other settings, such as the number of steps, do not make a mean with it.
     """
 
     def cell(record: Record) -> tuple[Any, ...]:
         return *cell_of(table, record), record["schedule"], record["budget"], record["synthetic"]
 
     def how(record: Record) -> tuple[Any, ...]:
-        return record["steps"], record["config"]["schedule"].get("batch_size"), record["revisions"]
+        settings = normal(record["config"])
+        settings["data"] = {key: value for key, value in settings["data"].items() if key != "seed"}
+        return settings, record["revisions"]
 
     newest = {cell(r): how(r) for r in sorted(records, key=lambda r: r.get("finished_at") or "")}
     return [record for record in records if how(record) == newest[cell(record)]]
