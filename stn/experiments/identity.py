@@ -59,9 +59,14 @@ def of(
     20 and 20.0 are the same value.
     """
     whole: dict[str, Any] = {"experiment": experiment, "schedule": schedule, "seed": seed, "revisions": revisions}
-    whole["config"] = {group: _normal(group, settings) for group, settings in groups.items()}
+    whole["config"] = normal(groups)
     whole |= also
     return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()[:10]
+
+
+def normal(groups: Mapping[str, Any]) -> dict[str, Any]:
+    """The groups of a config such that those which compute the same are equal."""
+    return {group: _normal(group, groups.get(group)) for group in GROUPS}
 
 
 def _normal(path: str, value: Any) -> Any:
@@ -77,7 +82,7 @@ def _normal(path: str, value: Any) -> Any:
 
 def same(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     """Whether two configs have the same groups, even if one lacks keys that were added later."""
-    return all(_normal(group, one.get(group)) == _normal(group, other.get(group)) for group in GROUPS)
+    return normal(one) == normal(other)
 
 
 def run_name(experiment: str, schedule: str, seed: int, groups: Mapping[str, Any], digits: str) -> str:

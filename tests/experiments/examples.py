@@ -12,6 +12,7 @@ TABLE = tables.Table(
     rows={"mnist_fcn": "FCN", "mnist_cnn": "CNN"},
     paper={"mnist_fcn": {"r": 2.1, "e": 3.2}, "mnist_cnn": {"r": 1.2}},
     notes=["A note."],
+    data=["mnist", "rendered"],
 )
 
 

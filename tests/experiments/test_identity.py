@@ -4,7 +4,8 @@ import copy
 from unittest import mock
 
 import pytest
-from composing import compose
+from composing import CONF, compose
+from hydra import initialize_config_dir
 
 from stn.experiments import build, identity
 from stn.experiments.training import job
@@ -42,6 +43,22 @@ def test_where_and_how_a_run_is_computed_changes_nothing(override):
 )  # fmt: skip
 def test_what_is_computed_changes_the_identity(override):
     assert name_of(override) != name_of()
+
+
+@pytest.mark.parametrize(
+    ("redundant", "needed"),
+    [
+        (["optimizer.lr=0.002"], ["schedule.steps=7", "threads=1"]),
+        (["data=mnist", "optimizer=adamw", "optimizer.weight_decay=1e-2"], []),
+        (["data.test_split=test", "deterministic=true"], ["model.kernel=nearest"]),
+        ([], ["optimizer=sgd", "optimizer.momentum=0.5"]),
+    ],
+)
+def test_an_override_is_redundant_if_the_run_is_the_same_without(redundant, needed):
+    words = [*ROW, *redundant, *needed]
+    planned = job.plan(compose(*words)[0], words)
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        assert job.redundant(planned) == redundant
 
 
 @pytest.mark.parametrize("part", ["data", "model", "objective", "step"])

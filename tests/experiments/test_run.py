@@ -28,8 +28,8 @@ NAME = r"mnist_st_fcn_affine-r-smoke-seed0-[0-9a-f]{10}"
 RECORD_KEYS = [
     "version", "id", "experiment", "schedule", "seed", "status", "metrics", "params", "steps", "seconds",
     "core_seconds", "samples_per_s", "precision", "budget", "smoke", "synthetic", "in_shape", "classes", "config",
-    "revisions", "overrides", "versions", "device", "threads", "commit", "dirty", "data_sha256", "sessions",
-    "finished_at", "curve", "weights_sha256", "sha256",
+    "revisions", "overrides", "redundant", "versions", "device", "threads", "commit", "dirty", "data_sha256",
+    "sessions", "finished_at", "curve", "weights_sha256", "sha256",
 ]  # fmt: skip
 
 
@@ -86,6 +86,7 @@ def test_a_finished_run_leaves_its_weights_and_a_record_with_every_key(sweep):
     assert (record["seed"], record["schedule"], record["budget"], record["steps"]) == (0, "smoke", None, 6)
     assert (record["threads"], record["synthetic"], record["smoke"]) == (1, False, True)
     assert "optimizer.lr=0.01" in record["overrides"]
+    assert record["redundant"] == ["optimizer.lr=0.01"]  # as the schedule has it
     assert [entry["step"] for entry in record["curve"]] == [3, 6]
     assert record["seconds"] > 0
     assert record["samples_per_s"] > 0

@@ -130,18 +130,29 @@ def test_the_own_schedule_of_every_row_is_what_hydra_composes():
                 assert composed.hydra.runtime.choices.schedule == schedule, (file, row)
 
 
+def test_an_override_that_changes_nothing_leaves_a_run_in_its_table():
+    both = ["optimizer=adamw", "optimizer.lr=0.1"]
+    assert text(record(extra=both, redundant=both[1:])) == ["-", "-", "-", "-"]
+    assert text(record(extra=both, redundant=both)) == ["2.00 ± 0.27 (1)", "-", "-", "-"]
+
+
 def test_a_run_on_another_data_set_is_in_no_table():
     table1 = next(table for table in KNOWN if table.name == "table1")
     run = record(distortion="rts", extra=["data=addition"])
     assert tables.belongs(table1, run)
+    assert not tables.belongs(replace(table1, data=[]), run)
     run["config"]["data"]["name"] = "addition"
     assert not tables.belongs(table1, run)
 
 
 @pytest.mark.parametrize(
     "change",
-    [{"steps": 200}, {"revisions": {"data": 2, "model": 1, "objective": 1, "step": 1}}],
-    ids=["steps", "revisions"],
+    [
+        {"config": record(steps=200)["config"]},
+        {"config": record()["config"] | {"optimizer": {"_target_": "torch.optim.SGD", "lr": 0.2}}},
+        {"revisions": {"data": 2, "model": 1, "objective": 1, "step": 1}},
+    ],
+    ids=["steps", "rate", "revisions"],
 )
 def test_runs_that_were_computed_otherwise_share_no_mean(change):
     older = [record(seed=seed, error=9.0, finished_at=f"2026-01-0{seed + 1}") for seed in (0, 1)]
@@ -149,7 +160,7 @@ def test_runs_that_were_computed_otherwise_share_no_mean(change):
     first = record(seed=0, error=5.0, distortion="e", finished_at="2026-01-01")  # alone in its cell
     assert text(*older, first, newer) == ["2.00 ± 0.27 (1)", "5.00 ± 0.43 (1)", "-", "-"]
     told = pages.describe([*older, first, newer], TABLE, "short", 1000)
-    assert told.endswith("  2 of other code or steps than the newest of their cells left out.")
+    assert told.endswith("  2 of other code or settings than the newest of their cells left out.")
 
 
 @pytest.mark.parametrize(
@@ -216,7 +227,7 @@ def test_seeds_of_co_localisation_add_up_their_images():
     assert tables.cells(TABLE, found, "short", 1000)[0].images == 10_000
     for each in found:
         each["config"]["data"]["name"] = "colocalisation"
-    assert tables.cells(TABLE, found, "short", 1000)[0].images == 300
+    assert tables.cells(replace(TABLE, data=[]), found, "short", 1000)[0].images == 300
 
 
 # --- blocks
@@ -431,6 +442,14 @@ def test_the_table_script_shows_one_schedule_and_writes_all(script, tmp_path):
     assert "Schedule `fast`" not in shown
     written = csv.DictReader((tmp_path / "out/table1.csv").read_text().splitlines())
     assert {line["schedule"] for line in written} == {"paper", "fast"}
+
+
+def test_the_table_script_tells_of_runs_that_it_leaves_out(script, tmp_path):
+    longer = record(error=1.0, schedule="fast", steps=500, extra=["schedule.steps=500"])
+    save(tmp_path / "runs", record(seed=1, schedule="fast"), longer)
+    _, shown = script("table.py", "table1")
+    assert "2.00 ± 0.27 (1) ≈ 2.1" in shown
+    assert f"an override changes their experiment: 1 of your runs, as {longer['id']}\n" in shown
 
 
 def test_a_smoke_run_is_shown_as_one_and_reaches_no_file(script, tmp_path):

@@ -109,6 +109,7 @@ REQUIRED: dict[str, Check] = {  # in the order of a record
     "data_sha256": _each(_text),
 }
 OPTIONAL: dict[str, Check] = {
+    "redundant": _every(_text),
     "failure": _text,
     "failed_step": _whole(),
     "step": _whole(),

@@ -33,12 +33,13 @@ def describe(records: list[Record], table: Table, schedule: str, budget: int | N
     found = [r for r in records if belongs(table, r) and (r["schedule"], r["budget"]) == (schedule, budget)]
     mine = alike(table, found)
     others = len(found) - len(mine)
+    left_out = f"  {others} of other code or settings than the newest of their cells left out." if others else ""
     finished = [r for r in mine if r["status"] == "finished"]
     data = ", ".join(sorted({r["config"]["data"]["name"] for r in mine}))
     synthetic = f"**Synthetic data: {data}.**  " if any(r["synthetic"] for r in mine) else ""
     if not finished:
         sized = "" if budget is None else f", at most {budget:,} trainable parameters"
-        return f"{synthetic}Schedule `{schedule}`{sized}: no run has finished."
+        return f"{synthetic}Schedule `{schedule}`{sized}: no run has finished.{left_out}"
     seeds = sorted({r["seed"] for r in finished})
     hours = sum(map(core_seconds, finished)) / 3600
     seed, run = "Seed" + "s" * (len(seeds) > 1), "run" + "s" * (len(finished) > 1)
@@ -48,8 +49,8 @@ def describe(records: list[Record], table: Table, schedule: str, budget: int | N
     return (
         f"{synthetic}Schedule `{schedule}`: {_steps(table, finished)}.  {_size(finished, budget)}.  "
         f"{seed} {', '.join(map(str, seeds))}.  {len(finished)} {run} took {hours:.1f} core-hours of training in all, "
-        f"on {devices}, {' or '.join(map(str, threads))} thread{'s' * (threads[-1] > 1)}, in {precision}."
-    ) + (f"  {others} of other code or steps than the newest of their cells left out." if others else "")
+        f"on {devices}, {' or '.join(map(str, threads))} thread{'s' * (threads[-1] > 1)}, in {precision}.{left_out}"
+    )
 
 
 def _steps(table: Table, finished: list[Record]) -> str:

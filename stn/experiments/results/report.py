@@ -101,6 +101,7 @@ def variants(table: Table, found: list[Record]) -> list[dict[str, Any]]:
 def variant(table: Table, found: list[Record], schedule: str, budget: Any) -> dict[str, Any]:
     """The page's data on one table under one schedule and budget."""
     mine = [r for r in found if tables.belongs(table, r) and (r["schedule"], r["budget"]) == (schedule, budget)]
+    mine = tables.alike(table, mine)
     cells = [show(cell, counts_errors(table)) for cell in tables.cells(table, found, schedule, budget)]
     rows, columns = list(table.rows.values()), list(table.columns.values())
     turned = len(columns) > MOST_COLUMNS
@@ -211,7 +212,7 @@ def every_run(found: list[Record]) -> list[tuple[str, ...]]:
     """One line per record: name, schedule, seed, result, parameters, steps, time, device, identity."""
     lines = []
     for r in found:
-        settings = [o for o in r["overrides"] if o.split("=")[0] not in tables.NEUTRAL]
+        settings = [word for word in r["overrides"] if not tables.is_neutral(word)]
         result = ", ".join(f"{key} {value:.2f}" for key, value in metrics_of(r).items()) or "no metric"
         lines.append((
             f"{r['experiment']} {' '.join(settings)}".strip(), r["schedule"], str(r["seed"]),

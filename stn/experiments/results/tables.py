@@ -5,14 +5,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from stn.experiments.identity import normal
 from stn.experiments.results.cells import TEST_IMAGES, Cell
 from stn.experiments.results.records import Record
 from stn.experiments.yaml_files import read_yaml
 
-# a run with other overrides than these is an experiment of its own, and in no table
+# overrides that leave a run in its row; with others that are not redundant it is an experiment of its own, in no table
 NEUTRAL = {"experiment", "table", "schedule", "seed", "budget", "runs_dir", "device", "devices", "accumulate",
-           "threads", "precision", "checkpoint_every_s", "pictures", "progress", "logger", "data.root",
-           "data"}  # fmt: skip
+           "threads", "precision", "checkpoint_every_s", "pictures", "progress", "data.root"}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Table:
     """Rows are experiments, columns values of one config key, `paper` the printed figures by row and column.
 
     `borrowed` rows belong to another table and are shown for comparison: their records alone do not make a table.
-    `data` names the data sets whose runs count, any if it is empty.
+    `data` names the data sets whose runs count; if it is empty, these are the ones that the experiments choose.
     """
 
     name: str
@@ -37,8 +37,9 @@ class Table:
 
     @property
     def own_keys(self) -> set[str]:
-        """The overrides that choose the column: data.distortion.name also as the group data/distortion."""
-        return {self.column_key, self.column_key.removesuffix(".name").replace(".", "/")}
+        """The overrides that choose the column, data.distortion.name also as the group data/distortion, or the data."""
+        column = {self.column_key, self.column_key.removesuffix(".name").replace(".", "/")}
+        return column | ({"data"} if self.data else set())
 
 
 def load(path: Path) -> Table:
@@ -105,28 +106,44 @@ def column_of(table: Table, record: Record) -> str:
     return "" if value is None else str(value)
 
 
-def belongs(table: Table, record: Record) -> bool:
-    """Whether a record belongs to this table: one of its experiments, unchanged, on its data, in one of its columns."""
+def has_cell(table: Table, record: Record) -> bool:
+    """Whether a record is of one of the table's experiments, on its data, in one of its columns."""
     if record["experiment"] not in table.rows:
         return False
     if table.data and record["config"]["data"].get("name") not in table.data:
         return False
-    keys = {override.split("=")[0].lstrip("+~") for override in record["overrides"]}
-    foreign = {key for key in keys - NEUTRAL - table.own_keys if not key.startswith(("hydra", "logger"))}
-    return not foreign and column_of(table, record) in table.columns
+    return column_of(table, record) in table.columns
+
+
+def belongs(table: Table, record: Record) -> bool:
+    """Whether a record belongs to its cell of this table: no override changes its experiment."""
+    needed = [word for word in record["overrides"] if word not in record.get("redundant", [])]  # older records lack it
+    foreign = {_key(word) for word in needed if not is_neutral(word)} - table.own_keys
+    return has_cell(table, record) and not foreign
+
+
+def is_neutral(override: str) -> bool:
+    """Whether an override leaves a run in its row."""
+    return _key(override) in NEUTRAL or _key(override).startswith(("hydra", "logger"))
+
+
+def _key(override: str) -> str:
+    return override.split("=")[0].lstrip("+~")
 
 
 def alike(table: Table, records: list[Record]) -> list[Record]:
     """Of records that belong to a table, those that were computed as the newest of their cell was.
 
-    Runs of other code (`revisions`), of another number of steps or of other batches do not make a mean with it.
+    Runs of other code (`revisions`) or other settings, such as the number of steps, do not make a mean with it.
     """
 
     def cell(record: Record) -> tuple[Any, ...]:
         return *cell_of(table, record), record["schedule"], record["budget"], record["synthetic"]
 
     def how(record: Record) -> tuple[Any, ...]:
-        return record["steps"], record["config"]["schedule"].get("batch_size"), record["revisions"]
+        settings = normal(record["config"])
+        settings["data"] = {key: value for key, value in settings["data"].items() if key != "seed"}
+        return settings, record["revisions"]
 
     newest = {cell(r): how(r) for r in sorted(records, key=lambda r: r.get("finished_at") or "")}
     return [record for record in records if how(record) == newest[cell(record)]]
@@ -141,7 +158,7 @@ def seconds_per_step(records: list[Record], overrides: list[str]) -> float | Non
     """Seconds per training step in the records of the same cell, for any seed and schedule; None if there are none."""
 
     def cell(words: list[str]) -> set[str]:
-        return {w for w in words if w.startswith("experiment=") or w.split("=")[0] not in NEUTRAL}
+        return {word for word in words if word.startswith("experiment=") or not is_neutral(word)}
 
     took = [r["seconds"] / r["steps"] for r in records
             if r["status"] == "finished" and cell(r["overrides"]) == cell(overrides)]  # fmt: skip

@@ -2,12 +2,19 @@
 
 import logging
 from dataclasses import dataclass
+from itertools import filterfalse
 from pathlib import Path
 from typing import Any
+
+from hydra import compose
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from stn.experiments import build, command, identity
 from stn.experiments.datasets.fetch import sha256
 from stn.experiments.results import records
+from stn.experiments.results.tables import is_neutral
 from stn.experiments.training.check import check
 from stn.experiments.training.environment import rank
 from stn.experiments.training.lock import locked
@@ -42,6 +49,20 @@ def plan(config: dict[str, Any], overrides: list[str]) -> Job:
     name = (config["experiment_name"], config["schedule_name"], config["seed"], groups)
     digits = identity.of(*name, revisions, **also)
     return Job(config, identity.public(overrides), groups, revisions, identity.run_name(*name, digits))
+
+
+def redundant(job: Job) -> list[str]:
+    """The overrides without which the run would be the same, such as a stated default."""
+    needed = job.overrides
+    for word in filterfalse(is_neutral, job.overrides):
+        fewer = [other for other in needed if other != word]
+        try:
+            config: Any = OmegaConf.to_container(compose("config", fewer), resolve=True)
+            if plan(config, fewer).id == job.id:
+                needed = fewer
+        except (HydraException, OmegaConfBaseException, ValueError):  # the others need this word
+            continue
+    return [word for word in job.overrides if word not in needed]
 
 
 def schedule_of(config: dict[str, Any]) -> Schedule:

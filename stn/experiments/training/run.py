@@ -24,7 +24,7 @@ from stn.experiments.training import checkpoint, environment
 from stn.experiments.training.answers import Answers, labels_of
 from stn.experiments.training.engine import Diverged, Replicas, Training
 from stn.experiments.training.health import Health
-from stn.experiments.training.job import Job, schedule_of, summary
+from stn.experiments.training.job import Job, redundant, schedule_of, summary
 from stn.experiments.training.logs import Log, finish, make_loggers
 from stn.experiments.training.processes import Others
 from stn.experiments.training.progress import Progress
@@ -204,6 +204,7 @@ def describe(job: Job, module: Training, device: torch.device) -> records.Record
         "config": job.groups,
         "revisions": job.revisions,
         "overrides": job.overrides,
+        "redundant": redundant(job),
         **environment.describe(device),
         "data_sha256": module.data.checksums() | module.objective.checksums(),
     }
