@@ -204,7 +204,8 @@ def test_a_finished_run_sends_its_answers_and_its_weights_under_an_alias(offline
 
 ROW = {"table": "table1"}
 CELL = {"experiment": "mnist_st_cnn_tps", "schedule": "fast", "smoke": False, "synthetic": False, "overrides": [],
-        "config": {"data": {"name": "mnist", "distortion": {"name": "rts"}}}, "metrics": {"test/error": 0.9}}  # fmt: skip
+        "config": {"data": {"name": "mnist", "distortion": {"name": "rts"}}},
+        "metrics": {"test/error": 0.9}}  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra import compose
+from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -52,9 +53,9 @@ def plan(config: dict[str, Any], overrides: list[str]) -> Job:
 
 
 def redundant(job: Job) -> list[str]:
-    """The overrides without which the run would be the same, such as a stated default."""
+    """The overrides without which the run would be the same, such as a stated default; none outside of run.py."""
     needed = job.overrides
-    for word in filterfalse(is_neutral, job.overrides):
+    for word in filterfalse(is_neutral, job.overrides) if GlobalHydra.instance().is_initialized() else ():
         fewer = [other for other in needed if other != word]
         try:
             config: Any = OmegaConf.to_container(compose("config", fewer), resolve=True)
