@@ -53,9 +53,7 @@ def main() -> None:
             f"{table.title}: no run yet" + (f" under schedule {options.schedule}" if options.schedule else "")
         )
     if odd := [r["id"] for r in own if tables.has_cell(table, r) and not tables.belongs(table, r)]:
-        console.print(
-            f"left out, since an override changes their experiment: {len(odd)} of your runs, as {odd[0]}"
-        )
+        console.print(f"left out, since an override changes their experiment: {len(odd)} of your runs, as {odd[0]}")
     if not smoke:
         changed = pages.write(options.out, table, found)
         console.print(f"{'written' if changed else 'unchanged'}: {options.out / table.name}.md and .csv")
