@@ -280,6 +280,8 @@ def test_without_a_budget_the_widths_and_parameters_are_stated(model, words):
     for each in found:
         each["config"]["model"] = model
     assert f"{words}trainable parameters.  Seed 0." in pages.markdown(TABLE, found)
+    without = pages.markdown(replace(TABLE, paper={}), found)
+    assert "images.  300 to 987 trainable parameters.  Seed 0." in without
 
 
 def test_the_cells_beside_the_papers_are_counted():

@@ -47,7 +47,7 @@ def describe(records: list[Record], table: Table, schedule: str, budget: int | N
     threads = sorted({r["threads"] for r in finished})
     precision = " or ".join(sorted({r["precision"] for r in finished}))
     return (
-        f"{synthetic}Schedule `{schedule}`: {_steps(table, finished)}.  {_size(finished, budget)}.  "
+        f"{synthetic}Schedule `{schedule}`: {_steps(table, finished)}.  {_size(table, finished, budget)}.  "
         f"{seed} {', '.join(map(str, seeds))}.  {len(finished)} {run} took {hours:.1f} core-hours of training in all, "
         f"on {devices}, {' or '.join(map(str, threads))} thread{'s' * (threads[-1] > 1)}, in {precision}.{left_out}"
     )
@@ -69,17 +69,17 @@ def _steps(table: Table, finished: list[Record]) -> str:
     return ", ".join(f"{texts[pair]} ({', '.join(of_kind)})" for pair, of_kind in kinds.items())
 
 
-def _size(finished: list[Record], budget: int | None) -> str:
-    """The size of the networks, and the rule behind it."""
+def _size(table: Table, finished: list[Record], budget: int | None) -> str:
+    """The size of the networks, and the rule behind it if the table has the paper's figures."""
     if budget is not None:
         return f"At most {budget:,} trainable parameters in every network"
     params, model = [r["params"] for r in finished], finished[0]["config"]["model"]
-    if "budget" in model:
-        rule = "The widths that the paper states (256 units, 64 filters): "
-    elif "width" in model:
-        rule = f"{model['width']} x the paper's widths: "
-    else:
+    if not table.paper or not {"budget", "width"} & set(model):
         rule = ""
+    elif "budget" in model:
+        rule = "The widths that the paper states (256 units, 64 filters): "
+    else:
+        rule = f"{model['width']} x the paper's widths: "
     same = min(params) == max(params)
     return f"{rule}{min(params):,}{'' if same else f' to {max(params):,}'} trainable parameters"
 
