@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from stn.diagnostics import collapsed
 from stn.experiments.datasets.addition import MnistAddition
 from stn.experiments.datasets.distortions import Similarity
 from stn.sampler import regular_grid
@@ -39,8 +40,8 @@ def shown_pose(
     solved, singular = torch.linalg.solve_ex(gram, moment)
     m = solved.mT  # digit = m (target, 1)
     back, flat = torch.linalg.inv_ex(m[:, :, :2])
-    if lost := int((singular.bool() | flat.bool()).sum()):
-        raise ValueError(f"a window shows no digit in {lost} of {len(m)} images, which so have no pose")
+    if singular.any() or flat.any():
+        raise ValueError(f"a window is flat in {int((singular + flat).bool().sum())} of {len(m)} images")
     return torch.cat([back, -back @ m[:, :, 2:]], dim=2)
 
 
@@ -102,6 +103,10 @@ def measure(network: nn.Module, data: MnistAddition) -> dict[str, Any]:
     for u, _ in data.test_batches():
         part = slice(done, done := done + len(u))
         warps = trace(network, u)
+        if lost := [str(k) for k, warp in enumerate(warps, 1) if collapsed(warp)]:
+            raise ValueError(
+                f"the window of transformer {' and '.join(lost)} has collapsed, so its digits have no pose"
+            )
         size = (u.shape[2], u.shape[3])
         poses.append(torch.stack([torch.stack([shown_pose(w.source, d[part], size) for d in to_digit]) for w in warps]))
         apart.append((warps[0].source - warps[1].source).norm(dim=-1).mean(1) * u.shape[-1] / 2)

@@ -312,7 +312,7 @@ def test_a_window_that_has_left_the_image_has_no_pose(pairs):
     last = [module for module in network.modules() if isinstance(module, Regression)][-1]
     with torch.no_grad():
         last.bias.copy_(-last.identity + 1e9 * (last.identity == 0))  # every point far away, at one place
-    with pytest.raises(ValueError, match=r"^a window shows no digit in \d+ of \d+ images, which so have no pose$"):
+    with pytest.raises(ValueError, match=r"^the window of transformer 2 has collapsed, so its digits have no pose$"):
         measure(network, pairs)
 
 
