@@ -83,6 +83,17 @@ def check_keys(cfg: Any, choices: dict[str, str | None]) -> None:
         compare(OmegaConf.to_container(content), OmegaConf.to_container(known), "", place)
 
 
+def check_distortion(cfg: Any, choices: dict[str, str | None]) -> None:
+    """Raise ValueError if a distortion has another name than its file: its runs would be in the other one's column."""
+    file, name = choices.get("data/distortion"), OmegaConf.select(cfg, "data.distortion.name")
+    if file is not None and isinstance(name, str) and name != file:
+        known = ", ".join(sorted(path.stem for path in (CONF / "data/distortion").glob("*.yaml")))
+        raise ValueError(
+            f"data.distortion.name={name!r} of conf/data/distortion/{file}.yaml: it has to be {file}, as the file; "
+            f"data/distortion=NAME chooses one of {known}"
+        )
+
+
 WITH_JOBS = ("joblib", "ray", "submitit")  # packages whose errors tell of a job that ended without a result
 
 
@@ -158,6 +169,7 @@ def main(cfg: DictConfig) -> Any:
         if Path(hydra_config.runtime.cwd).is_dir():
             os.chdir(hydra_config.runtime.cwd)  # a worker on another node starts in another folder
         check_keys(cfg, hydra_config.runtime.choices)
+        check_distortion(cfg, hydra_config.runtime.choices)
         if cfg.experiment_name is None:
             names = ", ".join(sorted(file.stem for file in (CONF / "experiment").glob("*.yaml")))
             raise ValueError(f"no experiment chosen: python run.py experiment=NAME, with NAME one of {names}")

@@ -75,6 +75,14 @@ def test_a_file_that_invents_a_key_is_named_with_it(check_keys, file, line, says
         check_keys(OmegaConf.create(config), choices)
 
 
+def test_a_distortion_has_the_name_of_its_file():
+    check = runpy.run_path(str(ROOT / "run.py"))["check_distortion"]
+    check(*map(OmegaConf.create, compose("experiment=mnist_fcn", "data/distortion=p")))
+    config, choices = compose("experiment=mnist_fcn", "data.distortion.name=rts")
+    with pytest.raises(ValueError, match=r"^data.distortion.name='rts' of conf/.*/r.yaml: it has to be r,"):
+        check(OmegaConf.create(config), choices)
+
+
 def test_the_paper_s_schedule_is_that_of_a4():
     config, _ = compose("schedule=paper", "experiment=mnist_fcn")
     schedule, network = schedule_of(config), torch.nn.Linear(1, 1)

@@ -29,7 +29,7 @@ RECORD_KEYS = [
     "version", "id", "experiment", "schedule", "seed", "status", "metrics", "params", "steps", "seconds",
     "core_seconds", "samples_per_s", "precision", "budget", "smoke", "synthetic", "in_shape", "classes", "config",
     "revisions", "overrides", "redundant", "versions", "device", "threads", "commit", "dirty", "data_sha256",
-    "sessions", "finished_at", "curve", "weights_sha256", "sha256",
+    "test_images", "sessions", "finished_at", "curve", "weights_sha256", "sha256",
 ]  # fmt: skip
 
 
@@ -86,6 +86,7 @@ def test_a_finished_run_leaves_its_weights_and_a_record_with_every_key(sweep):
     assert (record["seed"], record["schedule"], record["budget"], record["steps"]) == (0, "smoke", None, 6)
     assert (record["threads"], record["synthetic"], record["smoke"]) == (1, False, True)
     assert "optimizer.lr=0.01" in record["overrides"]
+    assert record["test_images"] == 10_000
     assert record["redundant"] == ["optimizer.lr=0.01"]  # as the schedule has it
     assert [entry["step"] for entry in record["curve"]] == [3, 6]
     assert record["seconds"] > 0
@@ -276,7 +277,7 @@ REFUSED = {
     "compile=maybe": ["compile='maybe'"],
     "data/distortion=rst": ["data/distortion=rst", "e, p, r, rts, tc"],
     "data.distortion=rts": ["data.distortion=rts", "data/distortion=rts"],
-    "data.distortion.name=rst": ["data.distortion.name='rst'", "r, rts, p, e, tc"],
+    "data.distortion.name=rst": ["data.distortion.name='rst'", "e, p, r, rts, tc"],
     "+data.distortion.patches=3": ["data.distortion.patches"],
     "model.name=mnistt": ["model.name='mnistt'", "mnist, "],
     "+model.out_px=3": ["model.out_px"],

@@ -222,6 +222,10 @@ def test_every_recorded_figure_is_a_count_of_its_test_images():
                 assert count == pytest.approx(round(count), abs=1e-3), found["id"]
 
 
+def test_the_size_of_a_test_set_is_that_of_the_record():
+    assert text(record(test_images=100)) == ["2.00 ± 3.23 (1)", "-", "-", "-"]
+
+
 def test_seeds_of_co_localisation_add_up_their_images():
     found = [record(seed=seed, error=5.0) for seed in range(3)]
     assert tables.cells(TABLE, found, "short", 1000)[0].images == 10_000

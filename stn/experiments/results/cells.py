@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 Z = 1.96  # standard errors on either side of a 95 % interval
 ROUNDING = 0.05  # the paper prints one decimal
-TEST_IMAGES = {
+TEST_IMAGES = {  # of records that lack their number
     "mnist": 10_000, "addition": 10_000, "voxel": 10_000, "colocalisation": 100, "svhn": 13_068, "svhn_rendered": 4_000,
     "cub": 5_794, "synthetic_birds": 900,
 }  # fmt: skip

@@ -42,8 +42,8 @@ DIGITS = 4  # significant digits of a kept curve's values
 ENVIRONMENT = ("versions", "device")  # keys of a record that are kept in environments.json
 LINE = ("version", "id", "experiment", "schedule", "seed", "status", "metrics", "params", "steps", "seconds",
         "core_seconds", "samples_per_s", "precision", "budget", "smoke", "synthetic", "in_shape", "classes", "config",
-        "revisions", "overrides", "redundant", "environment", "data", "threads", "commit", "dirty", "sessions",
-        "weights_sha256", "finished_at", "old_id", "failure", "failed_step")  # fmt: skip
+        "revisions", "overrides", "redundant", "environment", "data", "threads", "commit", "dirty", "test_images",
+        "sessions", "weights_sha256", "finished_at", "old_id", "failure", "failed_step")  # fmt: skip
 
 
 def unit(metric: str) -> str:

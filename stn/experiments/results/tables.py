@@ -195,7 +195,7 @@ def cells(table: Table, records: list[Record], schedule: str, budget: int | None
         for value, column in table.columns.items():
             runs = list(found.get((experiment, value), {}).values())
             data = runs[0]["config"]["data"].get("name") if runs else None
-            images = TEST_IMAGES.get(str(data))
+            images = (runs[0].get("test_images") if runs else None) or TEST_IMAGES.get(str(data))
             if images and data == "colocalisation":  # every seed has its own images
                 images *= len(runs)
             result.append(

@@ -250,7 +250,11 @@ class Training(pl.LightningModule):
     def test_dataloader(self) -> Iterable[tuple[Tensor, Any]]:
         return self.data.test_batches()
 
+    def on_test_start(self) -> None:
+        self.test_images = 0
+
     def test_step(self, batch: tuple[Tensor, Any], batch_idx: int) -> None:
+        self.test_images += len(batch[0])
         for name, value in self.objective.test(self, batch).items():
             self.log(f"test/{name}", value, batch_size=len(batch[0]), logger=False)
 

@@ -74,6 +74,7 @@ def train(job: Job) -> records.Record:
         fit(job, module, device, record, loggers, bar)
         if first:
             record |= {"status": "finished", "metrics": test(job, module, device, [answers, *bar])}
+            record["test_images"] = module.test_images
     except Diverged as error:
         record |= {"status": "failed", "failure": str(error), "failed_step": error.step}
         if first:  # of several processes, one reports it
