@@ -114,7 +114,7 @@ OPTIONAL: dict[str, Check] = {
     "failed_step": _whole(),
     "step": _whole(),
     "samples_per_s": _or_null(_number),
-    "test_images": _whole(1),
+    "test_images": _whole(),
     "core_seconds": lambda value: _number(value) and value >= 0,
     "sessions": _every(_mapping),
     "weights_sha256": _text,

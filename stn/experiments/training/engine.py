@@ -139,6 +139,7 @@ class Training(pl.LightningModule):
         self.captured: Captured | None = None
         self.curve: list[dict[str, float]] = []  # one entry per block, part of the checkpoint and of the record
         self.done = 0  # steps, for the bar
+        self.test_images = 0  # that the test has seen
         self.clock = Clock()  # of the training steps, over all resumes
         self.where: dict[str, Any] = {}  # commit, device, ... of this process
         self.sessions: list[dict[str, Any]] = []  # one entry per process: `where`, and its steps `from` and `to`
