@@ -28,6 +28,7 @@ from hydra import compose, initialize_config_dir
 from stn.experiments import resolvers
 from stn.experiments.command import ROOT, Options, a_file, a_number, a_path, child, run
 from stn.experiments.results import records, tables
+from stn.experiments.training.environment import of_this_kind
 from stn.experiments.yaml_files import read_yaml
 
 PAPER = ("table1", "table4")
@@ -90,11 +91,11 @@ def of_table(name: str, schedule: str | None, seed: int, words: list[str], pace:
 
 def plan(options: argparse.Namespace) -> tuple[list[Cell], list[str]]:
     """Every run in order, and a line for each table without data."""
-    known = [record for record in records.read_kept(ROOT / "results") if record["status"] == "finished"]
+    known = [r for r in of_this_kind(records.read_kept(ROOT / "results")) if r["status"] == "finished"]
     mean = sum(r["seconds"] / r["steps"] for r in known) / max(1, len(known))
 
     def pace(cell: Cell) -> float:
-        return tables.seconds_per_step(known, list(cell.words)) or mean
+        return tables.seconds_per_step(known, list(cell.words)) or mean or 1
 
     cells: dict[Cell, None] = {}
     left_out = []
@@ -191,7 +192,9 @@ class Slice:
         words = [sys.executable, "run.py", *cell.words, *QUIET, f"runs_dir={self.options.runs}"]
         card = {"CUDA_VISIBLE_DEVICES": visible(slot % cards())} if cards() else {}
         said = tempfile.TemporaryFile("w+")  # noqa: SIM115  # closed when the run has ended
-        environment = os.environ | card | child() | {"OMP_NUM_THREADS": "1"}
+        # a machine whose packages were installed without .pyc files compiles them once, not in every run
+        compiled = {"PYTHONPYCACHEPREFIX": str(ROOT / "build/pycache")}
+        environment = compiled | os.environ | card | child() | {"OMP_NUM_THREADS": "1"}
         process = subprocess.Popen(words, cwd=ROOT, env=environment, stdout=said, stderr=subprocess.STDOUT)
         self.running[slot] = cell, process, said
 
@@ -244,7 +247,7 @@ def main() -> None:
     parser = Options(__doc__)
     parser.add_argument("--minutes", type=float, default=9, help="length of this slice (default: 9)")
     parser.add_argument(
-        "--jobs", type=a_number(1, 1000), help="runs at a time on a card (default: 6; without a GPU, one per core)"
+        "--jobs", type=a_number(1, 1000), help="runs at a time on a card (default: one per core, 12 at most on a GPU)"
     )
     parser.add_argument("--seeds", type=a_number(1, 10_000), default=3, help="number of seeds, from 0 on (default: 3)")
     parser.add_argument("--tables", nargs="+", help="only these tables (default: all)")
@@ -263,7 +266,8 @@ def main() -> None:
         raise ValueError(f"--minutes {options.minutes} has to be above 0")
     options.runs = options.runs.resolve()
     if options.jobs is None:
-        options.jobs = 6 if cards() else os.cpu_count() or 1
+        cores = os.cpu_count() or 1  # each run keeps one busy
+        options.jobs = max(1, min(12, cores // cards())) if cards() else cores
     if not cards():
         print("PyTorch sees no CUDA device: tests and bench are skipped, runs use the CPU", flush=True)
     cells, left_out = plan(options)

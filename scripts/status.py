@@ -2,7 +2,8 @@
 
 A stopped run has a checkpoint but no process: the command that started it resumes it.  The time left is the remaining
 steps times the seconds per step in records of the same cell, or else of the table, divided by the number of running
-runs.  Cells without such a record are not counted.  This command does not touch the runs.
+runs.  Records of a GPU count once a run here has used one, those of a CPU before.  Cells without such a record are not
+counted.  This command does not touch the runs.
 """
 
 import re
@@ -68,6 +69,8 @@ def main() -> None:
     own = [*records.read_runs(runs, damaged, smoke), *unfinished(runs)]
     known = [r for r in [*own, *records.read_kept(ROOT / "results", damaged=damaged)]
              if tables.belongs(table, r) and r["status"] == "finished"]  # fmt: skip
+    here = any(map(records.on_gpu, own))
+    known = [r for r in known if records.on_gpu(r) is here]
     known = [r for r in known if r["schedule"] == wanted[r["experiment"]]] or known
     cells: dict[tuple[str, Any, int], records.Record] = {}
     for record in own:

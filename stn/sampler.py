@@ -134,7 +134,8 @@ def sample(
         return gathered(u.to(dtype), grid).to(u.dtype)
     with without_autocast(u.device.type):
         v = F.grid_sample(u.to(dtype), grid, mode=kernel, padding_mode=padding_mode, align_corners=ALIGN_CORNERS)
-    if kernel == "nearest" or padding_mode != "zeros" or dims == 3:  # the others multiply by a weight that is nan
+    # elsewhere a nan reads as outside: only these kernels of the CPU multiply by a weight that is nan
+    if u.device.type != "cpu" or kernel == "nearest" or padding_mode != "zeros" or dims == 3:
         v = v.masked_fill(grid.isnan().any(-1).unsqueeze(1), torch.nan)
     return v.to(u.dtype)
 

@@ -27,6 +27,7 @@ EXPECTED = (ValueError, OSError, ArithmeticError)  # one line explains them; oth
 TALKATIVE = (
     "hydra", "wandb", "pytorch_lightning.utilities.rank_zero", "lightning_fabric.utilities.rank_zero",
     "pytorch_lightning.trainer.connectors.checkpoint_connector", "lightning_fabric.utilities.distributed",
+    "pytorch_lightning.accelerators.cuda",
 )  # fmt: skip
 WATCH_S = 1  # between two checks of whether another process of a run has ended
 PARENT = "STN_PARENT"  # variable with the id of the process that started this one and may have ended since

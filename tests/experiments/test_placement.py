@@ -59,6 +59,13 @@ def test_lightning_is_given_the_card_that_was_chosen(tmp_path):
         assert trainer.call_args.kwargs["devices"] == 1
 
 
+@pytest.mark.parametrize("gpu", [True, False])
+def test_only_records_of_this_kind_of_machine_tell_how_long_a_step_takes(gpu, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    both = [{"device": "Intel(R) Xeon(R) Processor"}, {"device": "NVIDIA H200"}]
+    assert environment.of_this_kind(both) == [both[gpu]]
+
+
 def test_a_campaign_shows_each_of_its_runs_one_card(cards, monkeypatch):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     assert [campaign.visible(slot % campaign.cards()) for slot in range(4)] == ["0", "1", "0", "1"]

@@ -28,7 +28,7 @@ def reached(*some):
 def test_the_first_validation_that_rounds_to_the_papers_error_counts():
     (line,) = reached(validated())
     batch = validated()["config"]["schedule"]["batch_size"]
-    assert line == f"| FCN | R | `fast` | 2,000 of 3,000 | {2000 * batch:,} | 1.0 | 1.98 % | 2.1 % | A CPU |"
+    assert line == f"| FCN | R | `fast` | 2,000 of 3,000 | {2000 * batch:,} | 1.0 min | 1.98 % | 2.1 % | A CPU |"
 
 
 def test_an_error_that_is_not_reached_is_said():
@@ -43,10 +43,19 @@ def test_a_run_of_another_recipe_and_one_without_validations_do_not_count():
 
 def test_a_cell_has_its_core_minutes_and_its_error():
     short = record(error=4.0, schedule="fast") | {"core_seconds": 90.0, "seconds": 500.0}
-    long = record(error=2.0, schedule="paper") | {"seconds": 600.0, "threads": 2}
+    long = record(error=2.0, schedule="paper", steps=900) | {"seconds": 600.0, "threads": 2}
     head, _, line = lines(long, short)
     assert head == "| Model | Data | `fast` | `paper` | Paper |"
     assert line == "| FCN | R | 1.5 min: 4.00 % | 20.0 min: 2.00 % | 2.1 % |"
+
+
+def test_minutes_of_a_gpu_are_named_as_such_and_stand_by_their_images():
+    on_gpu = record(error=2.0, schedule="paper", steps=900) | {"seconds": 120.0, "device": "NVIDIA H200"}
+    head, _, line = lines(record(error=4.0, schedule="fast"), on_gpu)
+    assert head == "| Model | Data | `fast` | `paper` | Paper |"
+    assert line == "| FCN | R | 30.0 min: 4.00 % | 2.0 min of a GPU: 2.00 % | 2.1 % |"
+    (line,) = reached(validated(device="NVIDIA H200", seconds=300.0))
+    assert " 3.3 min of a GPU |" in line
 
 
 def test_of_several_seeds_the_first_counts_and_a_failed_run_has_no_cost():

@@ -90,6 +90,19 @@ def test_the_time_left_is_at_the_pace_of_the_same_cell_or_run(tmp_path, status, 
     assert last == f"{counts}; about {left} left, 1 at a time"
 
 
+@pytest.mark.parametrize(("device", "seconds"), [("a processor", 600), ("NVIDIA H200", 6)])
+def test_the_time_left_is_that_of_the_kind_of_device_that_runs_here_use(device, seconds, tmp_path, status, monkeypatch):
+    for row in TABLE.rows:
+        for column in TABLE.columns:
+            if (row, column) != ("mnist_fcn", "r"):
+                started(tmp_path, row, column, 0, "fast_sgd", device=device)
+    kept = [record("mnist_fcn", "r", schedule="fast_sgd", steps=6000, seconds=s, device=name, budget=150000)
+            for name, s in (("a processor", 600.0), ("NVIDIA H200", 6.0))]  # fmt: skip
+    monkeypatch.setattr(records, "read_kept", lambda folder, **_: kept)
+    _, last = status("--runs", tmp_path, "--schedule", "fast_sgd")
+    assert last.endswith(f"1 missing; about {timedelta(seconds=seconds)} left, 1 at a time")
+
+
 def test_the_status_touches_no_run(tmp_path, status):
     stopped = started(tmp_path, "mnist_cnn", "r", 0, status="unfinished", step=1500)
     running = started(tmp_path, "mnist_cnn", "e", 0, status="unfinished", step=1500)

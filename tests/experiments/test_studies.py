@@ -67,8 +67,16 @@ def test_every_row_of_a_study_has_one_model_and_one_number_of_steps(of_p):
     some = [changed(of_p, corner_std_px=2.0, error=1.0), changed(of_p, corner_std_px=5.0, error=2.0),
             changed(of_p, steps=7, corner_std_px=4.0, error=3.0)]  # fmt: skip
     by_steps = {row[3]: cells for row, cells in studies.results("p", some).items()}
-    errors = {n: {value: studies.error(record) for value, record in cells.items()} for n, cells in by_steps.items()}
+    errors = {n: {value: studies.error(runs) for value, runs in cells.items()} for n, cells in by_steps.items()}
     assert errors == {of_p["steps"]: {2.0: 1.0, 5.0: 2.0}, 7: {4.0: 3.0}}
+
+
+def test_several_seeds_are_shown_as_their_mean_and_spread(of_p):
+    some = [
+        changed(of_p, corner_std_px=2.0, error=value) | {"seed": seed} for seed, value in enumerate((1.0, 2.0, 6.0))
+    ]
+    *_, line = studies.markdown("p", some).splitlines()
+    assert "| 3.00 ± 2.65 (3) |" in line
 
 
 def test_a_study_is_a_table_beside_the_paper(of_p):

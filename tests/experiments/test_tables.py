@@ -311,6 +311,24 @@ def test_the_footnote_names_every_precision():
     )
 
 
+def test_hours_of_a_gpu_are_not_counted_as_hours_of_cores():
+    on_gpu = [record(seed=seed) | {"device": "NVIDIA H200", "seconds": 7200.0} for seed in (1, 2)]
+    took = (
+        "took 0.5 core-hours of training in all, on a processor, 1 thread; 2 runs took 4.0 hours of training in all on "
+    )
+    assert f"Seeds 0, 1, 2.  1 run {took}NVIDIA H200, in fp32." in pages.markdown(TABLE, [record(), *on_gpu])
+    assert "Seeds 1, 2.  2 runs took 4.0 hours of training in all on NVIDIA H200, in" in pages.markdown(TABLE, on_gpu)
+    assert prose.figure("example/mnist_fcn/r/short hours", [TABLE], [record(), *on_gpu]) == "0.5"
+    assert prose.figure("example/mnist_fcn/r/short minutes", [TABLE], [record(), *on_gpu]) == "30"
+
+
+def test_a_run_that_was_moved_to_a_gpu_counts_as_one_of_a_gpu():
+    sessions = [{"device": "AMD EPYC", "from": 0, "to": 50}, {"device": "NVIDIA H200", "from": 50, "to": 100}]
+    moved = record() | {"sessions": sessions}
+    assert (records.on_gpu(record()), records.on_gpu(moved)) == (False, True)
+    assert records.spent([record(), moved]) == (1800.0, moved["seconds"])
+
+
 def test_a_page_leaves_out_rows_that_a_schedule_was_not_run_with():
     found = [record(), record("mnist_cnn"), record("mnist_cnn", "e", schedule="long", steps=900)]
     short, long = pages.markdown(TABLE, found).split("Schedule `long`")

@@ -82,7 +82,7 @@ def errors(runs: Path, study: str) -> Image.Image:
     what = studies.STUDIES[study]
     rows = studies.results(study, records.read_kept(ROOT / "results/studies"))
     used = [value for value in what.values if any(value in cells for cells in rows.values())]
-    figures = [studies.error(record) for cells in rows.values() for record in cells.values()]
+    figures = [studies.error(runs) for cells in rows.values() for runs in cells.values()]
     figures += [printed for row in rows if (printed := studies.paper(row)) is not None]
     low, high = 0.85 * min(figures), 1.15 * max(figures)
     top = 2 * LINE + 12
@@ -110,7 +110,7 @@ def errors(runs: Path, study: str) -> Image.Image:
     for row, cells in rows.items():
         pen.text(8, y + LINE / 2, f"{studies.named(row, len(what.distortions) > 1)}, {row[3]:,} steps of {row[4]}")
         lanes = {value: y + LINE + LANE * (i + 0.5) for i, value in enumerate(v for v in used if v in cells)}
-        shown = [x(studies.error(record)) for record in cells.values()]
+        shown = [x(studies.error(runs)) for runs in cells.values()]
         middle = y + LINE + LANE * len(lanes) / 2
         pen.line(min(shown), middle, max(shown), middle, RULE, 3)
         if (printed := studies.paper(row)) is not None:

@@ -8,7 +8,7 @@ from html import escape
 from pathlib import Path
 
 from stn.experiments.results.cells import BESIDE, SPREAD, Cell
-from stn.experiments.results.records import Record, core_seconds, replace
+from stn.experiments.results.records import Record, on_gpu, replace, spent
 from stn.experiments.results.tables import Table, alike, belongs, blocks, cells
 
 CSV_COLUMNS = ("row", "column", "schedule", "budget", "params", "n", "mean", "std", "paper", "synthetic")
@@ -29,7 +29,7 @@ def grid(table: Table, found: list[Cell]) -> list[list[str]]:
 
 
 def describe(records: list[Record], table: Table, schedule: str, budget: int | None) -> str:
-    """A summary: the data if synthetic, schedule, steps, size, seeds, time, machine and precision."""
+    """A summary: the data if synthetic, schedule, steps, size, seeds, time, machines and precision."""
     found = [r for r in records if belongs(table, r) and (r["schedule"], r["budget"]) == (schedule, budget)]
     mine = alike(table, found)
     others = len(found) - len(mine)
@@ -41,15 +41,26 @@ def describe(records: list[Record], table: Table, schedule: str, budget: int | N
         sized = "" if budget is None else f", at most {budget:,} trainable parameters"
         return f"{synthetic}Schedule `{schedule}`{sized}: no run has finished.{left_out}"
     seeds = sorted({r["seed"] for r in finished})
-    hours = sum(map(core_seconds, finished)) / 3600
-    seed, run = "Seed" + "s" * (len(seeds) > 1), "run" + "s" * (len(finished) > 1)
-    devices = " or ".join(sorted({escaped(r["device"]) for r in finished}))
-    threads = sorted({r["threads"] for r in finished})
+    seed = "Seed" + "s" * (len(seeds) > 1)
+    took = [_took(runs, gpu) for gpu in (False, True) if (runs := [r for r in finished if on_gpu(r) is gpu])]
     precision = " or ".join(sorted({r["precision"] for r in finished}))
     return (
         f"{synthetic}Schedule `{schedule}`: {_steps(table, finished)}.  {_size(table, finished, budget)}.  "
-        f"{seed} {', '.join(map(str, seeds))}.  {len(finished)} {run} took {hours:.1f} core-hours of training in all, "
-        f"on {devices}, {' or '.join(map(str, threads))} thread{'s' * (threads[-1] > 1)}, in {precision}.{left_out}"
+        f"{seed} {', '.join(map(str, seeds))}.  {'; '.join(took)}, in {precision}.{left_out}"
+    )
+
+
+def _took(runs: list[Record], gpu: bool) -> str:
+    """How long the runs on CPUs, or those on GPUs, took in all, and on which of them."""
+    count = f"{len(runs)} run{'s' * (len(runs) > 1)}"
+    devices = " or ".join(sorted({escaped(r["device"]) for r in runs}))
+    cores, cards = spent(runs)
+    if gpu:
+        return f"{count} took {cards / 3600:.1f} hours of training in all on {devices}"
+    threads = sorted({r["threads"] for r in runs})
+    return (
+        f"{count} took {cores / 3600:.1f} core-hours of training in all, on {devices}, "
+        f"{' or '.join(map(str, threads))} thread{'s' * (threads[-1] > 1)}"
     )
 
 

@@ -27,11 +27,13 @@ __all__ = [
     "commit",
     "keep",
     "metrics_of",
+    "on_gpu",
     "read",
     "read_all",
     "read_kept",
     "read_runs",
     "replace",
+    "spent",
     "thin",
     "write",
 ]
@@ -60,6 +62,18 @@ def metrics_of(record: Record) -> dict[str, int | float]:
 def core_seconds(record: Record) -> float:
     """The CPU time of a run's training; for older records, which lack it, seconds times threads."""
     return float(record.get("core_seconds") or record["seconds"] * record["threads"])
+
+
+def on_gpu(record: Record) -> bool:
+    """Whether a part of a run was trained on a GPU: NVIDIA names itself in those of its cards, in no processor's."""
+    devices = [session["device"] for session in record.get("sessions", [])] or [record["device"]]
+    return any(device.startswith("NVIDIA") for device in devices)
+
+
+def spent(records: Iterable[Record]) -> tuple[float, float]:
+    """The CPU time of the runs on a CPU, and the time of those on a GPU, which may have shared it, in seconds."""
+    both = [(core_seconds(record), record["seconds"], on_gpu(record)) for record in records]
+    return sum(core for core, _, gpu in both if not gpu), sum(time for _, time, gpu in both if gpu)
 
 
 def read(path: Path) -> Record:

@@ -20,7 +20,7 @@ from markupsafe import Markup, escape
 
 from stn.experiments.results import against, curves, pages, tables
 from stn.experiments.results.cells import Cell
-from stn.experiments.results.records import Record, core_seconds, metrics_of
+from stn.experiments.results.records import Record, metrics_of, spent
 from stn.experiments.results.tables import Table
 from stn.experiments.yaml_files import read_yaml
 
@@ -85,6 +85,14 @@ def duration(seconds: int | float) -> str:
     return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
 
 
+def took(runs: list[Record]) -> str:
+    """The CPU time of runs in all; of those on a GPU, their time."""
+    cores, cards = spent(runs)
+    return " + ".join(
+        [*([duration(cores)] if cores or not cards else []), *([f"{duration(cards)} of a GPU"] if cards else [])]
+    )
+
+
 def span(values: Sequence[int | float], form: str = ",.0f") -> str:
     """The range from least to greatest, one number if they are equal, "not recorded" if there is none."""
     if not values:
@@ -113,7 +121,7 @@ def variant(table: Table, found: list[Record], schedule: str, budget: Any) -> di
         if runs:
             steps_ms = [1000 * r["seconds"] / r["steps"] for r in runs]
             speeds = [r["samples_per_s"] for r in runs if r.get("samples_per_s")]
-            costs.append((row, len(runs), span([r["params"] for r in runs]), duration(sum(map(core_seconds, runs))),
+            costs.append((row, len(runs), span([r["params"] for r in runs]), took(runs),
                           span(steps_ms, ",.1f"), span(speeds)))  # fmt: skip
     key = curves.quantity(table, mine)
     synthetic = any(r["synthetic"] for r in mine)
@@ -122,7 +130,7 @@ def variant(table: Table, found: list[Record], schedule: str, budget: Any) -> di
         "schedule": schedule,
         "anchor": "-".join([table.name, schedule, str(budget), *(["synthetic"] if synthetic else [])]),
         "text": pages.describe(found, table, schedule, budget),
-        "seconds": sum(map(core_seconds, mine)),
+        "took": took(mine),
         "runs": len(mine),
         "synthetic": synthetic,
         "cells": cells,

@@ -3,21 +3,23 @@
 from typing import Any
 
 from stn.experiments.results.pages import in_markdown
-from stn.experiments.results.records import Record, core_seconds
+from stn.experiments.results.records import Record, core_seconds, on_gpu
 from stn.experiments.results.tables import Table, belongs, cell_of
 
 HEAD = """# What an error costs
 
 Made from the records. Each cell is one run: the minutes of one core that its training took, and its test error at the
-end. Read along a row, from the cheapest schedule to the dearest, to see what a lower error costs.
+end. Read along a row, from the schedule with the fewest images to that with the most, to see what a lower error costs.
 
 The minutes are CPU time (`core_seconds`) where the record has it, which is so under `quick` and `fast`: compare these.
 Older records have none. Their minutes are seconds times threads on a machine that did other work beside, up to several
-times too long."""
+times too long.
+
+A run on a GPU is marked so: its minutes are those of a card that it may have shared with others."""
 UNTIL = """## Until the paper's error, on validation
 
 Runs that leave out the validation images and are tested on them during training. *Steps* is the first such test with an
-error that rounds to the paper's or less; images and core-minutes are those up to it, without the tests themselves. A
+error that rounds to the paper's or less; images and core time are those up to it, without the tests themselves. A
 cycle ends with small steps, and the error falls most there, so a shorter schedule may get there sooner than these.
 
 ```bash
@@ -38,11 +40,12 @@ def page(tables: list[Table], records: list[Record], validated: list[Record]) ->
         for record in sorted(records, key=lambda r: r["seed"]):
             if record["status"] == "finished" and not record["synthetic"] and belongs(table, record):
                 found.setdefault(cell_of(table, record), {}).setdefault(record["schedule"], record)
-        cost: dict[str, list[float]] = {}
+        images: dict[str, list[int]] = {}
         for of_cell in found.values():
             for schedule, record in of_cell.items():
-                cost.setdefault(schedule, []).append(core_seconds(record) / 60)
-        schedules = sorted(cost, key=lambda name: sum(cost[name]) / len(cost[name]))
+                batch = record["config"]["schedule"].get("batch_size") or 1
+                images.setdefault(schedule, []).append(record["steps"] * batch)
+        schedules = sorted(images, key=lambda name: sum(images[name]) / len(images[name]))
         lines = [["Model", "Data", *(f"`{name}`" for name in schedules), "Paper"]]
         lines.append(["---", "---", *["---:"] * (len(schedules) + 1)])
         for column, label in table.columns.items():
@@ -55,7 +58,7 @@ def page(tables: list[Table], records: list[Record], validated: list[Record]) ->
         parts.append(f"## {table.title}\n\n" + in_markdown(lines))
     reached = [line for table in tables for line in _until(table, validated)]
     if reached:
-        head = ["Model", "Data", "Schedule", "Steps", "Images", "Core-minutes", "Lowest error", "Paper", "Processor"]
+        head = ["Model", "Data", "Schedule", "Steps", "Images", "Core time", "Lowest error", "Paper", "Processor"]
         parts += [UNTIL, in_markdown([head, [*["---"] * 3, *["---:"] * 5, "---"], *reached])]
     return "\n\n".join(parts) + "\n"
 
@@ -63,7 +66,14 @@ def page(tables: list[Table], records: list[Record], validated: list[Record]) ->
 def _cell(table: Table, record: Record | None) -> str:
     if record is None:
         return ""
-    return f"{core_seconds(record) / 60:.1f} min: {float(record['metrics'][table.metric]):.2f} %"
+    return f"{_minutes(record)}: {float(record['metrics'][table.metric]):.2f} %"
+
+
+def _minutes(record: Record, part: float = 1.0) -> str:
+    """How long a part of a run's training took."""
+    if on_gpu(record):
+        return f"{record['seconds'] * part / 60:.1f} min of a GPU"
+    return f"{core_seconds(record) * part / 60:.1f} min"
 
 
 def _until(table: Table, validated: list[Record]) -> list[list[str]]:
@@ -92,7 +102,7 @@ def _first(record: Record, wanted: float) -> list[str]:
     if step is None:
         return [f"not in {steps:,}", "", "", lowest]
     images = step * record["config"]["schedule"]["batch_size"]
-    return [f"{step:,} of {steps:,}", f"{images:,}", f"{core_seconds(record) * step / steps / 60:.1f}", lowest]
+    return [f"{step:,} of {steps:,}", f"{images:,}", _minutes(record, step / steps), lowest]
 
 
 def valid_errors(record: Record) -> list[tuple[int, float]]:

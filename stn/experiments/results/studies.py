@@ -7,6 +7,7 @@ row holds runs of one model with one number of steps, so within a row only the o
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
+from statistics import fmean, stdev
 from typing import Any
 
 from stn.experiments.command import ROOT
@@ -16,7 +17,8 @@ from stn.experiments.yaml_files import read_yaml
 
 Row = tuple[str, str, int | None, int, int]  # experiment, distortion, width unless it is the option, steps, batch
 ORDER = ("mnist_fcn", "mnist_cnn", "mnist_st_fcn_affine", "mnist_st_fcn_projective", "mnist_st_fcn_tps",
-         "mnist_st_cnn_affine", "mnist_st_cnn_tps", "addition_fcn", "addition_st_fcn_affine",
+         "mnist_st_cnn_affine", "mnist_st_cnn_tps", "addition_fcn", "addition_st_fcn_affine", "addition_st_fcn_tps",
+         "addition_2xst_fcn_affine", "addition_2xst_fcn_tps", "addition_st_cnn_tps", "addition_2xst_cnn_tps",
          "svhn_multi", "cub_2st_448", "voxel_st_cnn")  # fmt: skip
 
 
@@ -60,6 +62,11 @@ def _recipe(record: Record) -> tuple[str, float, bool] | None:
     return optimizer["_target_"].rpartition(".")[2], optimizer["lr"], bounded
 
 
+def _bound(record: Record) -> float | str | None:
+    bound = record["config"]["schedule"]["bound"]
+    return "of another study" if record["schedule"] != "fast" else bound and bound["localisation"]
+
+
 STUDIES = {
     "width": Study(
         "model.width",
@@ -94,6 +101,7 @@ STUDIES = {
          ("SGD", 0.05, True): "SGD 0.05, bound", ("SGD", 0.2, True): "SGD 0.2, bound"},
         ("r", "rts", "tc"),
     ),
+    "bound": Study("schedule.bound", _bound, {None: "no bound", 0.5: "localisation 0.5, rest 20"}, ("addition",)),
     "localisation": Study(
         "schedule.localisation_lr",
         lambda record: record["config"]["schedule"]["localisation_lr"],
@@ -103,9 +111,9 @@ STUDIES = {
 }  # fmt: skip
 
 
-def results(study: str, records: Iterable[Record]) -> dict[Row, dict[Any, Record]]:
-    """For each row and value of a study its finished run, the one with the lowest seed if there are several."""
-    what, rows = STUDIES[study], dict[Row, dict[Any, Record]]()
+def results(study: str, records: Iterable[Record]) -> dict[Row, dict[Any, list[Record]]]:
+    """For each row and value of a study its finished runs, by seed."""
+    what, rows = STUDIES[study], dict[Row, dict[Any, list[Record]]]()
     for record in sorted(records, key=lambda record: record["seed"]):
         if where(record) not in what.distortions or what.value_of(record) not in what.values:
             continue
@@ -113,7 +121,7 @@ def results(study: str, records: Iterable[Record]) -> dict[Row, dict[Any, Record
         if study == "width" or isinstance(width, float):  # a float is a part of the paper's widths
             width = None
         row = (record["experiment"], where(record), width, record["steps"], record["config"]["schedule"]["batch_size"])
-        rows.setdefault(row, {}).setdefault(what.value_of(record), record)
+        rows.setdefault(row, {}).setdefault(what.value_of(record), []).append(record)
 
     def order(row: Row) -> tuple[int, ...]:
         return what.distortions.index(row[1]), ORDER.index(row[0]), row[3] * row[4], row[2] or 0
@@ -145,8 +153,15 @@ def paper(row: Row) -> float | None:
     return printed
 
 
-def error(record: Record) -> float:
-    return float(record["metrics"]["test/error"])
+def error(runs: list[Record]) -> float:
+    """The mean over the seeds."""
+    return fmean(float(record["metrics"]["test/error"]) for record in runs)
+
+
+def shown(runs: list[Record]) -> str:
+    """The mean error; of several seeds with their standard deviation and number."""
+    errors = [error([record]) for record in runs]
+    return f"{error(runs):.2f}" + (f" ± {stdev(errors):.2f} ({len(errors)})" if len(errors) > 1 else "")
 
 
 def markdown(study: str, records: Iterable[Record]) -> str:
@@ -168,11 +183,11 @@ def markdown(study: str, records: Iterable[Record]) -> str:
     for row, cells in rows.items():
         reference = on_r.get((row[0], *row[2:])) if study != "width" else None
         figures = []
-        for record in map(cells.get, used):
+        for runs in map(cells.get, used):
             beside = ""
-            if record is not None:
-                beside = f" ({record['params'] / 1000:.0f}k)" if study == "width" else times(error(record), reference)
-            figures.append("" if record is None else f"{error(record):.2f}{beside}")
+            if runs:
+                beside = f" ({runs[0]['params'] / 1000:.0f}k)" if study == "width" else times(error(runs), reference)
+            figures.append(f"{shown(runs)}{beside}" if runs else "")
         printed = paper(row)
         if printed is not None:
             figures.append(f"{printed}{times(printed, paper((row[0], 'r', None, 0, 0)) if reference else None)}")

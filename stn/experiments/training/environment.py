@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from stn.experiments.command import ROOT
+from stn.experiments.results.records import on_gpu
 
 PACKAGES = ("torch", "torchvision", "pytorch-lightning", "hydra-core", "wandb", "numpy")
 
@@ -40,6 +41,11 @@ def take_card(job: int) -> None:
     """
     if count := torch.cuda.device_count():
         torch.cuda.set_device(job % count)
+
+
+def of_this_kind(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The records of runs on a GPU if there is one here, else on a CPU: only these tell how long a step takes."""
+    return [record for record in records if on_gpu(record) is torch.cuda.is_available()]
 
 
 def set_deterministic(on: bool) -> None:

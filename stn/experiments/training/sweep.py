@@ -21,6 +21,7 @@ from stn.experiments.command import ROOT, tell_when_stopped
 from stn.experiments.identity import public
 from stn.experiments.results import records
 from stn.experiments.results.tables import seconds_per_step
+from stn.experiments.training.environment import of_this_kind
 from stn.experiments.training.lock import held
 
 Words = frozenset[str]
@@ -52,7 +53,7 @@ class SweepProgress(Callback):
     def on_multirun_start(self, config: Any, **kwargs: Any) -> None:
         params = [f"{key}={value}" for key, value in (config.hydra.sweeper.params or {}).items()]
         self.jobs = jobs([*params, *config.hydra.overrides.task])
-        kept = [record for record in records.read_kept(ROOT / "results") if record["status"] == "finished"]
+        kept = [r for r in of_this_kind(records.read_kept(ROOT / "results")) if r["status"] == "finished"]
         costs = [seconds_per_step(kept, job) for job in self.jobs]
         mean = fmean([cost for cost in costs if cost] or [1])
         self.expected = {frozenset(public(job)): _steps(_settings(job)) * (cost or mean)
