@@ -28,7 +28,6 @@ from hydra import compose, initialize_config_dir
 from stn.experiments import resolvers
 from stn.experiments.command import ROOT, Options, a_file, a_number, a_path, child, run
 from stn.experiments.results import records, tables
-from stn.experiments.training.environment import of_this_kind
 from stn.experiments.yaml_files import read_yaml
 
 PAPER = ("table1", "table4")
@@ -59,7 +58,12 @@ class Cell:
     steps: int
 
     def is_that_of(self, record: records.Record) -> bool:
-        return set(self.words) <= set(record["overrides"])
+        words, more = set(self.words), set(record["overrides"]) - set(self.words)
+        return (
+            words <= set(record["overrides"])
+            and all(map(tables.is_neutral, more))
+            and not any(word.startswith("budget=") for word in more)
+        )
 
     @property
     def name(self) -> str:
@@ -91,11 +95,12 @@ def of_table(name: str, schedule: str | None, seed: int, words: list[str], pace:
 
 def plan(options: argparse.Namespace) -> tuple[list[Cell], list[str]]:
     """Every run in order, and a line for each table without data."""
-    known = [r for r in of_this_kind(records.read_kept(ROOT / "results")) if r["status"] == "finished"]
+    kept = [record for record in records.read_kept(ROOT / "results") if record["status"] == "finished"]
+    known = [record for record in kept if not records.on_gpu(record)]  # of every row, which the order needs
     mean = sum(r["seconds"] / r["steps"] for r in known) / max(1, len(known))
 
     def pace(cell: Cell) -> float:
-        return tables.seconds_per_step(known, list(cell.words)) or mean or 1
+        return tables.seconds_per_step(known, list(cell.words)) or mean
 
     cells: dict[Cell, None] = {}
     left_out = []
@@ -114,6 +119,8 @@ def plan(options: argparse.Namespace) -> tuple[list[Cell], list[str]]:
             continue
         for seed in range(options.seeds):
             cells |= dict.fromkeys(of_table(name, options.schedule or schedule, seed, words, pace, options.words))
+    if options.missing:
+        cells = {cell: None for cell in cells if not any(map(cell.is_that_of, kept))}
     return list(cells), left_out
 
 
@@ -251,6 +258,7 @@ def main() -> None:
     )
     parser.add_argument("--seeds", type=a_number(1, 10_000), default=3, help="number of seeds, from 0 on (default: 3)")
     parser.add_argument("--tables", nargs="+", help="only these tables (default: all)")
+    parser.add_argument("--missing", action="store_true", help="leave out the runs that results/ has a record of")
     parser.add_argument("--only", nargs="+", choices=[*STEPS, "runs"], help="only these steps (default: all)")
     parser.add_argument("--schedule", help="use this schedule for all tables, such as smoke for a trial run")
     parser.add_argument("--runs", type=a_path, default=ROOT / "runs", help="default: runs")

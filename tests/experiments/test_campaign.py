@@ -18,7 +18,7 @@ import campaign  # noqa: E402
 
 
 def options(**changes):
-    return argparse.Namespace(**{"seeds": 3, "tables": None, "schedule": None, "words": []} | changes)
+    return argparse.Namespace(**{"seeds": 3, "tables": None, "schedule": None, "words": [], "missing": False} | changes)
 
 
 def test_a_whole_seed_of_tables_1_and_4_comes_before_the_next():
@@ -72,6 +72,16 @@ def test_a_record_is_that_of_its_cell_alone():
     assert cell.is_that_of(record(extra=("seed=0", "threads=1")))
     assert not cell.is_that_of(record(extra=("seed=1",)))
     assert not cell.is_that_of(record(distortion="e", extra=("seed=0",)))
+    assert not cell.is_that_of(record(extra=("seed=0", "budget=400000")))
+    assert not cell.is_that_of(record(extra=("seed=0", "optimizer.lr=1")))
+
+
+def test_runs_with_a_kept_record_can_be_left_out():
+    everything, missing = (set(campaign.plan(options(seeds=1, missing=m))[0]) for m in (False, True))
+    kept = campaign.records.read_kept(ROOT / "results")
+    assert {cell for cell in everything if any(map(cell.is_that_of, kept))} == everything - missing
+    assert any("experiment=addition_2xst_fcn_tps schedule=paper" in cell.name for cell in everything - missing)
+    assert any("experiment=mnist_cnn schedule=paper" in cell.name for cell in missing)
 
 
 def names(file):
