@@ -97,9 +97,13 @@ def figure(words: str, known: list[tables.Table], records: list[Record]) -> str:
         ((found, fact),) = sides
         return FACTS[fact](found) if fact in FACTS else _metric(fact, found)
     over, under = ([cell.paper if fact == "paper" else cell.mean for cell, _ in found] for found, fact in sides)
-    pairs = zip(
-        over * (len(under) if len(over) == 1 else 1), under * (len(over) if len(under) == 1 else 1), strict=True
-    )
+    if not set("*?[") & set(words.partition(" : ")[0]):
+        over *= len(under)
+    elif not set("*?[") & set(words.partition(" : ")[2]):
+        under *= len(over)
+    if len(over) != len(under):  # a cell of one side was not run
+        return "not run"
+    pairs = zip(over, under, strict=True)
     return span([a / b for a, b in pairs if a is not None and b], ".1f")
 
 
