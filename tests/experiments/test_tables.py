@@ -320,6 +320,8 @@ def test_hours_of_a_gpu_are_not_counted_as_hours_of_cores():
     assert "Seeds 1, 2.  2 runs took 4.0 hours of training in all on NVIDIA H200, in" in pages.markdown(TABLE, on_gpu)
     assert prose.figure("example/mnist_fcn/r/short hours", [TABLE], [record(), *on_gpu]) == "0.5"
     assert prose.figure("example/mnist_fcn/r/short minutes", [TABLE], [record(), *on_gpu]) == "30"
+    assert prose.figure("example/mnist_fcn/r/short gpu_minutes", [TABLE], [record(), *on_gpu]) == "120"
+    assert prose.figure("example/mnist_fcn/r/short hours", [TABLE], on_gpu) == "not recorded"
 
 
 def test_a_run_that_was_moved_to_a_gpu_counts_as_one_of_a_gpu():

@@ -11,7 +11,7 @@ begin a line, which would end the paragraph.
 
 import math
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from fnmatch import filter as matching
 from itertools import product
 from statistics import fmean
@@ -19,7 +19,7 @@ from statistics import fmean
 from stn.experiments.results import tables
 from stn.experiments.results.cells import Cell
 from stn.experiments.results.pages import escaped
-from stn.experiments.results.records import Record, on_gpu, spent
+from stn.experiments.results.records import Record, core_seconds, on_gpu
 from stn.experiments.results.report import span
 
 MARK = re.compile(r"<!-- = (.+?) -->.*?<!-- / -->", re.DOTALL)
@@ -30,9 +30,9 @@ def _of_records(key: str, form: str) -> Callable[[Found], str]:
     return lambda found: span([r[key] for _, runs in found for r in runs], form)
 
 
-def _core_seconds(found: Iterable[list[Record]]) -> list[float]:
-    """The CPU time of the runs on a CPU."""
-    return [spent([record])[0] for runs in found for record in runs if not on_gpu(record)]
+def _core_seconds(found: Found) -> list[list[float]]:
+    """The CPU time of each run on a CPU, by cell; cells with runs on a GPU alone are left out."""
+    return [of_cell for _, runs in found if (of_cell := [core_seconds(r) for r in runs if not on_gpu(r)])]
 
 
 FACTS: dict[str, Callable[[Found], str]] = {
@@ -43,12 +43,10 @@ FACTS: dict[str, Callable[[Found], str]] = {
     "schedule": lambda found: found[0][0].schedule,
     "steps": _of_records("steps", ",d"),
     "params": _of_records("params", ",d"),
-    "hours": lambda found: f"{sum(fmean(_core_seconds([runs])) for _, runs in found) / 3600:.1f}",  # of one seed
-    "seconds": lambda found: span(_core_seconds(runs for _, runs in found), ".0f"),
-    "minutes": lambda found: span([math.ceil(s / 60) for s in _core_seconds(runs for _, runs in found)], "d"),
-    "gpu_minutes": lambda found: span(
-        [math.ceil(spent([r])[1] / 60) for _, runs in found for r in runs if on_gpu(r)], "d"
-    ),
+    "hours": lambda found: span([sum(map(fmean, s)) / 3600] if (s := _core_seconds(found)) else [], ".1f"),  # of a seed
+    "seconds": lambda found: span([s for of_cell in _core_seconds(found) for s in of_cell], ".0f"),
+    "minutes": lambda found: span([math.ceil(s / 60) for of_cell in _core_seconds(found) for s in of_cell], "d"),
+    "gpu_minutes": lambda found: span([math.ceil(r["seconds"] / 60) for _, rs in found for r in rs if on_gpu(r)], "d"),
     "device": lambda found: " or ".join(sorted({escaped(r["device"]) for _, runs in found for r in runs})),
 }
 
