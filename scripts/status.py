@@ -2,8 +2,8 @@
 
 A stopped run has a checkpoint but no process: the command that started it resumes it.  The time left is the remaining
 steps times the seconds per step in records of the same cell, or else of the table, divided by the number of running
-runs.  Records of a GPU count once a run here has used one, those of a CPU before.  Cells without such a record are not
-counted.  This command does not touch the runs.
+runs.  Records of a GPU count if the unfinished runs, or without any the others here, used one, else those of a CPU.
+Cells without such a record are not counted.  This command does not touch the runs.
 """
 
 import re
@@ -66,10 +66,11 @@ def main() -> None:
         steps = {row: compose("config", [f"experiment={row}", f"schedule={schedule}"]).schedule.steps
                  for row, schedule in wanted.items()}  # fmt: skip
     damaged: list[str] = []
-    own = [*records.read_runs(runs, damaged, smoke), *unfinished(runs)]
+    begun = unfinished(runs)
+    own = [*records.read_runs(runs, damaged, smoke), *begun]
     known = [r for r in [*own, *records.read_kept(ROOT / "results", damaged=damaged)]
              if tables.belongs(table, r) and r["status"] == "finished"]  # fmt: skip
-    here = any(map(records.on_gpu, own))
+    here = any(map(records.on_gpu, begun or own))
     known = [r for r in known if records.on_gpu(r) is here]
     known = [r for r in known if r["schedule"] == wanted[r["experiment"]]] or known
     cells: dict[tuple[str, Any, int], records.Record] = {}

@@ -8,7 +8,7 @@ from html import escape
 from pathlib import Path
 
 from stn.experiments.results.cells import BESIDE, SPREAD, Cell
-from stn.experiments.results.records import Record, on_gpu, replace, spent
+from stn.experiments.results.records import Record, devices_of, on_gpu, replace, spent
 from stn.experiments.results.tables import Table, alike, belongs, blocks, cells
 
 CSV_COLUMNS = ("row", "column", "schedule", "budget", "params", "n", "mean", "std", "paper", "synthetic")
@@ -53,7 +53,7 @@ def describe(records: list[Record], table: Table, schedule: str, budget: int | N
 def _took(runs: list[Record], gpu: bool) -> str:
     """How long the runs on CPUs, or those on GPUs, took in all, and on which of them."""
     count = f"{len(runs)} run{'s' * (len(runs) > 1)}"
-    devices = " or ".join(sorted({escaped(r["device"]) for r in runs}))
+    devices = " or ".join(sorted({escaped(name) for r in runs for name in devices_of(r)}))
     cores, cards = spent(runs)
     if gpu:
         return f"{count} took {cards / 3600:.1f} hours of training in all on {devices}"

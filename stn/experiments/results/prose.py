@@ -58,8 +58,8 @@ def _metric(pattern: str, found: Found) -> str:
     return span(values, ".2f")
 
 
-def find(address: str, known: list[tables.Table], records: list[Record]) -> Found:
-    """The cells at table/experiment/column/schedule that have a figure.
+def find(address: str, known: list[tables.Table], records: list[Record], whole: bool = False) -> Found:
+    """The cells at table/experiment/column/schedule that have a figure; if `whole`, none unless all of them have one.
 
     Raises ValueError if the table has no such row or column.
     """
@@ -78,7 +78,8 @@ def find(address: str, known: list[tables.Table], records: list[Record]) -> Foun
     mine = [r for r in block[0] if tables.belongs(table, r) and (r["schedule"], r["budget"]) == block[1:]]
     for record in tables.alike(table, mine):
         runs.setdefault(tables.cell_of(table, record), []).append(record)
-    return [(cells[key], runs[key]) for key in product(rows, columns) if cells[key].values]
+    found = [(cells[key], runs[key]) for key in product(rows, columns) if cells[key].values]
+    return [] if whole and len(found) < len(rows) * len(columns) else found
 
 
 def figure(words: str, known: list[tables.Table], records: list[Record]) -> str:
@@ -88,20 +89,16 @@ def figure(words: str, known: list[tables.Table], records: list[Record]) -> str:
         address, _, fact = side.strip().partition(" ")
         if (fact or "mean") not in FACTS and not fact.startswith("test/"):
             raise ValueError(f"{words!r}: unknown {fact!r}: choose one of {', '.join(FACTS)}, or a metric, test/...")
-        sides.append((find(address, known, records), fact or "mean"))
+        sides.append((find(address, known, records, whole=" : " in words), fact or "mean"))
     if not all(found for found, _ in sides):
         return "not run"
     if len(sides) == 1:
         ((found, fact),) = sides
         return FACTS[fact](found) if fact in FACTS else _metric(fact, found)
     over, under = ([cell.paper if fact == "paper" else cell.mean for cell, _ in found] for found, fact in sides)
-    if not set("*?[") & set(words.partition(" : ")[0]):
-        over *= len(under)
-    elif not set("*?[") & set(words.partition(" : ")[2]):
-        under *= len(over)
-    if len(over) != len(under):  # a cell of one side was not run
-        return "not run"
-    pairs = zip(over, under, strict=True)
+    pairs = zip(
+        over * (len(under) if len(over) == 1 else 1), under * (len(over) if len(under) == 1 else 1), strict=True
+    )
     return span([a / b for a, b in pairs if a is not None and b], ".1f")
 
 

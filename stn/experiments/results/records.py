@@ -25,6 +25,7 @@ __all__ = [
     "Record",
     "and_kept",
     "commit",
+    "devices_of",
     "keep",
     "metrics_of",
     "on_gpu",
@@ -64,10 +65,14 @@ def core_seconds(record: Record) -> float:
     return float(record.get("core_seconds") or record["seconds"] * record["threads"])
 
 
+def devices_of(record: Record) -> list[str]:
+    """The devices that a run was trained on, in order; older records have the last one alone."""
+    return [session["device"] for session in record.get("sessions", [])] or [record["device"]]
+
+
 def on_gpu(record: Record) -> bool:
     """Whether a part of a run was trained on a GPU: NVIDIA names itself in those of its cards, in no processor's."""
-    devices = [session["device"] for session in record.get("sessions", [])] or [record["device"]]
-    return any(device.startswith("NVIDIA") for device in devices)
+    return any(device.startswith("NVIDIA") for device in devices_of(record))
 
 
 def spent(records: Iterable[Record]) -> tuple[float, float]:
