@@ -88,9 +88,8 @@ def duration(seconds: int | float) -> str:
 def took(runs: list[Record]) -> str:
     """The CPU time of runs in all; of those on a GPU, their time."""
     cores, cards = spent(runs)
-    return " + ".join(
-        [*([duration(cores)] if cores or not cards else []), *([f"{duration(cards)} of a GPU"] if cards else [])]
-    )
+    parts = [duration(cores)] * bool(cores) + [f"{duration(cards)} of a GPU"] * bool(cards)
+    return " + ".join(parts) or duration(0)
 
 
 def span(values: Sequence[int | float], form: str = ",.0f") -> str:
